@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     def reference() -> torch.Tensor:
         inputs = dict(request.inputs)
-        return _reference.generate(model.module, inputs, vector, **request.options)
+        return _reference.generate(model.module, inputs, vector, **request.options)[
+            :, batch.width :
+        ]
 
     def unedited() -> torch.Tensor:
         made = generate_request(model, batch, max_new_tokens=NEW_TOKENS)
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "tokens_identical": bool(torch.equal(mine, theirs)),
         # an ablation that changes no token would make the comparison empty
         "tokens_changed_by_ablation": not torch.equal(mine, plain),
-        "distinct_new_tokens": len(set(mine[:, batch.width :].flatten().tolist())),
+        "distinct_new_tokens": len(set(mine.flatten().tolist())),
         "rows": ROWS,
         "prompt_tokens": batch.width,
         "new_tokens": mine.shape[1] - batch.width,

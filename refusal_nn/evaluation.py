@@ -20,11 +20,13 @@ from refusal_nn.interventions import Intervention
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import (
     Capture,
+    Passes,
+    Request,
+    Results,
     completions,
     forward_request,
     generate_request,
     pad,
-    run,
 )
 
 if TYPE_CHECKING:
@@ -223,66 +225,127 @@ def _measure(
     batch_size: int,
     recorder: Recorder,
 ) -> xr.Dataset:
-    """Generate and measure each (condition, batch of prompts): the stage ``completions``."""
+    """What each prompt does under each condition: the stages ``completions`` and ``nll``."""
     rows = model.chat.tokens(prompts.texts)
-    (reference,) = model.chat.tokens([reference_request])
     names = list(conditions)
-    shape = (len(names), len(prompts))
     dims = ("intervention", "prompt")
-    data: dict[str, Any] = {
-        "completion": (dims, np.full(shape, "", dtype=object)),
-        "n_tokens": (dims, np.zeros(shape, dtype=np.int64)),
-        "repetition": (dims, np.full(shape, np.nan)),
-        "nll": (dims, np.full(shape, np.nan)),
-    }
-    if refusal_tokens is not None:
-        data["refusal_score"] = (dims, np.full(shape, np.nan))
-    template = xr.Dataset(
-        data, coords={"intervention": np.array(names, dtype=object), **prompt_labels(prompts)}
-    )
     batches = [
         {"intervention": slice(i, i + 1), "prompt": slice(a, min(a + batch_size, len(prompts)))}
         for i in range(len(names))
         for a in range(0, len(prompts), batch_size)
     ]
+    shape = (len(names), len(prompts))
+    labels = {"intervention": np.array(names, dtype=object), **prompt_labels(prompts)}
+    template = xr.Dataset(
+        {
+            "completion_tokens": (
+                (*dims, "token"),
+                np.full((*shape, max_new_tokens), -1, np.int32),
+            ),
+            "n_tokens": (dims, np.zeros(shape, dtype=np.int64)),
+        },
+        coords=labels,
+    )
+    if refusal_tokens is not None:
+        template["refusal_score"] = (dims, np.full(shape, np.nan))
+        tokens = {"tokens": list(refusal_tokens)}
+        score = Capture("score", "logits", None, (-1,), "refusal_score", tokens)
 
-    def compute(b: int) -> xr.Dataset:
-        region = batches[b]
-        name, part = names[region["intervention"].start], region["prompt"]
+    def requests(b: int) -> list[Request]:
+        name, part = names[batches[b]["intervention"].start], batches[b]["prompt"]
         edits = [_of_rows(i, part, len(prompts)) for i in conditions[name]]
         batch = pad(rows[part], model.pad_token)
-        requests = [generate_request(model, batch, edits, max_new_tokens=max_new_tokens)]
+        asked = [generate_request(model, batch, edits, max_new_tokens=max_new_tokens)]
         if refusal_tokens is not None:
-            tokens = {"tokens": list(refusal_tokens)}
-            capture = Capture("score", "logits", None, (-1,), "refusal_score", tokens)
-            requests.append(forward_request(model, batch, [capture], edits))
-        results = run(model, requests)
-        new = completions(model, results[0]["ids"], batch.width)
-        values: dict[str, Any] = {
-            "completion": np.array([model.decode(c) for c in new], dtype=object),
-            "n_tokens": np.array([len(c) for c in new]),
-            "repetition": judges.repetition(new),
-            "nll": completion_nll(model, reference, new),
-        }
+            asked.append(forward_request(model, batch, [score], edits))
+        return asked
+
+    def collect(b: int, results: Results) -> xr.Dataset:
+        new = completions(model, results[0]["ids"])
+        out = template.isel(batches[b]).copy(deep=True)
+        out["n_tokens"][0] = [len(c) for c in new]
+        for row, completion in enumerate(new):
+            out["completion_tokens"][0, row, : len(completion)] = completion
         if refusal_tokens is not None:
-            values["refusal_score"] = results[1]["score"].numpy()
-        return template.isel(region).assign({k: (dims, v[None]) for k, v in values.items()})
+            out["refusal_score"][0] = results[1]["score"].numpy()
+        return out
 
-    return recorder.stage("completions", template, batches, compute)
+    found = recorder.stage("completions", template, batches, Passes(model, requests, collect))
+    flat = [
+        row[:n].tolist()
+        for row, n in zip(
+            found["completion_tokens"].values.reshape(-1, max_new_tokens),
+            found["n_tokens"].values.ravel(),
+            strict=True,
+        )
+    ]
+    nll = _nll(model, reference_request, flat, xr.Dataset(coords=labels), batches, recorder)
+    texts = np.array([model.decode(c) for c in flat], dtype=object)
+    return found.drop_vars("completion_tokens").assign(
+        completion=(dims, texts.reshape(shape)),
+        repetition=(dims, judges.repetition(flat).reshape(shape)),
+        nll=nll,
+    )
 
 
-def completion_nll(
+def _nll(
+    model: Model,
+    reference_request: str,
+    new: Sequence[Sequence[int]],
+    template: xr.Dataset,
+    batches: list[dict[str, slice]],
+    recorder: Recorder,
+) -> xr.DataArray:
+    """Mean NLL of every completion, the stage ``nll``; ``new`` by intervention, then prompt."""
+    (reference,) = model.chat.tokens([reference_request])
+    dims = ("intervention", "prompt")
+    n_prompts = template.sizes["prompt"]
+    shape = (template.sizes["intervention"], n_prompts)
+    template = template.assign(nll=(dims, np.full(shape, np.nan)))
+
+    def of(b: int) -> list[Sequence[int]]:
+        first, part = batches[b]["intervention"].start * n_prompts, batches[b]["prompt"]
+        return list(new[first + part.start : first + part.stop])
+
+    def requests(b: int) -> list[Request]:
+        return nll_requests(model, reference, of(b))
+
+    def collect(b: int, results: Results) -> xr.Dataset:
+        values = completion_nll(of(b), results)
+        return template.isel(batches[b]).assign(nll=(dims, values[None]))
+
+    return recorder.stage("nll", template, batches, Passes(model, requests, collect))["nll"]
+
+
+def nll_requests(
     model: Model, reference: Sequence[int], new: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """Mean NLL of each completion's tokens from the sixth on, after a reference prompt.
+) -> list[Request]:
+    """What :func:`completion_nll` needs to know: completions after a reference prompt, unedited.
 
     Parameters
     ----------
     model : Model
-        Unedited.
     reference : sequence of int
         Tokens of the formatted reference request.
     new : sequence of token rows
+        Completions; those of five tokens or fewer are left out, and no request is made of none.
+    """
+    scored = [[*reference, *c] for c in new if len(c) > SKIPPED]
+    if not scored:
+        return []
+    batch = pad(scored, model.pad_token)
+    capture = Capture("log_prob", "logits", reduce="token_log_probs", args={"tokens": batch.ids})
+    return [forward_request(model, batch, [capture])]
+
+
+def completion_nll(new: Sequence[Sequence[int]], results: Results) -> np.ndarray:
+    """Mean NLL of each completion's tokens from the sixth on.
+
+    Parameters
+    ----------
+    new : sequence of token rows
+    results : list of dict
+        Answers to :func:`nll_requests` for the same completions.
 
     Returns
     -------
@@ -291,13 +354,9 @@ def completion_nll(
     """
     out = np.full(len(new), np.nan)
     scored = [i for i, c in enumerate(new) if len(c) > SKIPPED]
-    if not scored:
-        return out
-    batch = pad([[*reference, *new[i]] for i in scored], model.pad_token)
-    capture = Capture("log_prob", "logits", reduce="token_log_probs", args={"tokens": batch.ids})
-    (found,) = run(model, [forward_request(model, batch, [capture])])
     for row, i in enumerate(scored):
-        out[i] = -float(found["log_prob"][row, -(len(new[i]) - SKIPPED) :].double().mean())
+        mean = results[0]["log_prob"][row, -(len(new[i]) - SKIPPED) :].double().mean()
+        out[i] = -float(mean)
     return out
 
 

@@ -18,8 +18,8 @@ import base64
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -62,19 +62,26 @@ _SITES = (
 
 @dataclass(frozen=True)
 class Edit:
-    """One operation at one site of one layer, in the form the walk applies.
+    """One operation at one site of one layer (None: outside the blocks), in the form the walk applies.
 
     ``operation`` is ``ablate`` (``direction``: unit vector), ``add`` (``direction``: vector) or
-    ``set`` (``value``); ``args`` holds that array.
+    ``set`` (``value``); ``args`` holds that array, or a :class:`refusal_nn.tracing.Ref` to one that
+    an earlier request of the job held. ``rows``: only these rows of the batch; all when None.
+    ``pick``: which row of the array each changed row of the batch takes, where many take the same
+    one; row by row when None. ``plain`` holds what the operation takes as it is, references
+    included.
     """
 
-    layer: int
+    layer: int | None
     site: str
     operation: str
-    args: dict[str, np.ndarray]
-    positions: tuple[int, ...] | None
-    heads: tuple[int, ...] | None
-    when: str
+    args: Mapping[str, Any]
+    positions: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    when: str = "prompt"
+    rows: tuple[int, ...] | None = None
+    pick: tuple[int, ...] | None = None
+    plain: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

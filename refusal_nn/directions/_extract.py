@@ -19,7 +19,7 @@ from refusal_nn._batches import batches_of, prompt_labels, rows_per_pass
 from refusal_nn.directions._refusal_tokens import discover_refusal_tokens, parse_tokens
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Capture, forward_request, pad, run
+from refusal_nn.tracing import Capture, Passes, Request, Results, forward_request, pad
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -142,8 +142,12 @@ def refusal_scores(
     batch_size: int,
     recorder: Recorder,
     stage: str = "scores",
+    slack: bool = False,
 ) -> xr.Dataset:
-    """Refusal score of each prompt on the unedited model: ``refusal_score(prompt)``, nats."""
+    """Refusal score of each prompt on the unedited model: ``refusal_score(prompt)``, nats.
+
+    With ``slack``, also ``kl_slack(prompt)``: how far below 0 its smoothed KL can be, nats.
+    """
     rows = model.chat.tokens(prompts.texts)
     template = xr.Dataset(
         {"refusal_score": ("prompt", np.full(len(prompts), np.nan))},
@@ -159,14 +163,21 @@ def refusal_scores(
             args={"tokens": list(tokens)},
         )
     ]
+    if slack:
+        template["kl_slack"] = ("prompt", np.full(len(prompts), np.nan))
+        captures.append(Capture("slack", "logits", positions=(-1,), reduce="kl_slack"))
 
-    def compute(i: int) -> xr.Dataset:
-        region = batches[i]["prompt"]
-        batch = pad(rows[region], model.pad_token)
-        (out,) = run(model, [forward_request(model, batch, captures)])
-        return template.isel(prompt=region).assign(refusal_score=("prompt", out["score"].numpy()))
+    def requests(i: int) -> list[Request]:
+        batch = pad(rows[batches[i]["prompt"]], model.pad_token)
+        return [forward_request(model, batch, captures)]
 
-    return recorder.stage(stage, template, batches, compute)
+    def collect(i: int, results: Results) -> xr.Dataset:
+        found = {"refusal_score": ("prompt", results[0]["score"].numpy())}
+        if slack:
+            found["kl_slack"] = ("prompt", results[0]["slack"].numpy())
+        return template.isel(batches[i]).assign(found)
+
+    return recorder.stage(stage, template, batches, Passes(model, requests, collect))
 
 
 def _sums(
@@ -198,23 +209,26 @@ def _sums(
     )
     batches = batches_of(len(regions), 1, "block")
 
-    def compute(i: int) -> xr.Dataset:
-        region = regions[i]["prompt"]
-        batch = pad(rows[region], model.pad_token)
-        member = np.stack([harm[region] == h for h in HARM])
+    def members(i: int) -> np.ndarray:
+        return np.stack([harm[regions[i]["prompt"]] == h for h in HARM])
+
+    def requests(i: int) -> list[Request]:
+        batch = pad(rows[regions[i]["prompt"]], model.pad_token)
         capture = Capture(
             "sum",
             "resid_pre",
             positions=positions,
             reduce="sum",
-            args={"weights": torch.tensor(member, dtype=torch.float64)},
+            args={"weights": torch.tensor(members(i), dtype=torch.float64)},
         )
-        (out,) = run(model, [forward_request(model, batch, [capture])])
+        return [forward_request(model, batch, [capture])]
+
+    def collect(i: int, results: Results) -> xr.Dataset:
         # [layer, harm, position, d] -> [harm, position, layer, d]
-        total = out["sum"].permute(1, 2, 0, 3).numpy()
+        total = results[0]["sum"].permute(1, 2, 0, 3).numpy()
         return template.isel(block=slice(i, i + 1)).assign(
             activation_sum=(template["activation_sum"].dims, total[None]),
-            n_prompts=(("block", "harm"), member.sum(1)[None]),
+            n_prompts=(("block", "harm"), members(i).sum(1)[None]),
         )
 
-    return recorder.stage("sums", template, batches, compute)
+    return recorder.stage("sums", template, batches, Passes(model, requests, collect))

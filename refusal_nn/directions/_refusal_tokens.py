@@ -12,7 +12,7 @@ from refusal_nn import judges
 from refusal_nn._batches import batches_of, prompt_labels, rows_per_pass
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import completions, generate_request, pad, run
+from refusal_nn.tracing import Passes, Request, Results, completions, generate_request, pad
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -79,17 +79,21 @@ def discover_refusal_tokens(
     )
     batches = batches_of(len(asked), size, "prompt")
 
-    def compute(i: int) -> xr.Dataset:
+    def requests(i: int) -> list[Request]:
+        batch = pad(rows[batches[i]["prompt"]], model.pad_token)
+        return [generate_request(model, batch, max_new_tokens=max_new_tokens)]
+
+    def collect(i: int, results: Results) -> xr.Dataset:
         region = batches[i]["prompt"]
-        batch = pad(rows[region], model.pad_token)
-        (out,) = run(model, [generate_request(model, batch, max_new_tokens=max_new_tokens)])
-        new = completions(model, out["ids"], batch.width)
+        new = completions(model, results[0]["ids"])
         return template.isel(prompt=region).assign(
             completion=("prompt", np.array([model.decode(c) for c in new], dtype=object)),
             first_token=("prompt", np.array([c[0] if c else -1 for c in new])),
         )
 
-    found = (recorder or MemoryRecorder()).stage("refusal_tokens", template, batches, compute)
+    found = (recorder or MemoryRecorder()).stage(
+        "refusal_tokens", template, batches, Passes(model, requests, collect)
+    )
     refused = judges.substring(found["completion"].values.tolist())
     first = found["first_token"].values
     is_harmful = found["harm"].values == "harmful"

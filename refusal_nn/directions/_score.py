@@ -12,11 +12,12 @@ Arditi et al. 2024, section 2.3 and appendix C.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from refusal_nn._batches import prompt_labels, rows_per_pass
@@ -24,16 +25,28 @@ from refusal_nn.directions._extract import refusal_scores
 from refusal_nn.directions._refusal_tokens import parse_tokens
 from refusal_nn.directions._used import check_new
 from refusal_nn.errors import RequestError, WorkError
-from refusal_nn.interventions import ActivationAddition, DirectionalAblation
+from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Batch, Capture, Start, forward_request, pad, run
+from refusal_nn.tracing import (
+    Batch,
+    Capture,
+    Passes,
+    Ref,
+    Request,
+    Results,
+    Start,
+    forward_request,
+    pad,
+)
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Prompts
 
-KL_EPSILON = 1e-6
 CANDIDATES_PER_UNIT = 16
+
+Pass = tuple[np.ndarray, Callable[[], Request]]
+"""The variants of a pass, and what makes its request."""
 
 
 def score(
@@ -103,9 +116,12 @@ def score(
             raise RequestError("the candidates name no refusal tokens; pass refusal_tokens.")
         tokens = [int(t) for t in candidates.attrs["refusal_tokens"]]
     rows = batch_size or rows_per_pass(model)
-    base = refusal_scores(model, prompts, tokens, batch_size=rows, recorder=rec, stage="baseline")
+    base = refusal_scores(
+        model, prompts, tokens, batch_size=rows, recorder=rec, stage="baseline", slack=True
+    )
     kept = _screened(model, base, screen)
-    sweep = _Sweep(model, candidates, prompts, kept, tokens, rows, rec)
+    slack = base["kl_slack"].values
+    sweep = _Sweep(model, candidates, prompts, kept, slack, tokens, rows, rec)
 
     n_layers = int(candidates.attrs.get("n_layers", model.n_layers))
     layers = sweep.layers
@@ -153,6 +169,7 @@ class _Sweep:
         candidates: xr.Dataset,
         prompts: Prompts,
         kept: np.ndarray,
+        slack: np.ndarray,
         tokens: list[int],
         rows: int,
         recorder: Recorder,
@@ -174,85 +191,69 @@ class _Sweep:
         self.positions = np.tile(flat["position"].values, flat.sizes["layer"])
         self.per_layer = flat.sizes["position"]
         self.direction = candidates["direction"]
-        # of the unedited run, by the first prompt of a group
-        self._residuals: dict[int, torch.Tensor] = {}
-        self._log_probs: dict[int, torch.Tensor] = {}
+        self.slack = slack
 
     def induce(self, chosen: np.ndarray) -> xr.DataArray:
         """Refusal score of harmless prompts with each direction added at its own layer."""
-        # all candidates of a layer are chosen or none, so the groups are of one size
-        groups = [chosen[self.layers[chosen] == layer] for layer in np.unique(self.layers[chosen])]
+        # all candidates of a layer are chosen or none, so the units are of one size
+        units = [chosen[self.layers[chosen] == layer] for layer in np.unique(self.layers[chosen])]
+        groups = self._by_length(self.harmless, max(16, self.rows // self.per_layer))
+        residual = Capture("residual", "resid_pre", keep=True)
 
-        def measure(unit: np.ndarray) -> np.ndarray:
-            layer = int(self.layers[unit[0]])
-            values = np.empty((len(unit), len(self.harmless)))
-            for some in self._unedited_groups():
-                batch = self._batch(some)
-                unedited = self._unedited_residual(some, batch)[layer]
-                for variants in _chunks(unit, max(1, self.rows // len(some))):
-                    rows = batch.repeat(len(variants))
-                    addition = ActivationAddition(self._by_row(variants, len(some)), layers=[layer])
-                    start = Start(layer, unedited.repeat(len(variants), 1, 1))
-                    request = forward_request(
-                        self.model, rows, [self._score()], [addition], start=start
-                    )
-                    (out,) = run(self.model, [request])
-                    block = out["value"].numpy().reshape(len(variants), len(some))
-                    values[np.ix_(_where(unit, variants), _where(self.harmless, some))] = block
-            return values
+        def passes(unit: np.ndarray, group: int) -> Iterator[Pass]:
+            layer, n = int(self.layers[unit[0]]), len(groups[group])
+            for variants in _chunks(unit, max(1, self.rows // n)):
+                rows = list(range(n)) * len(variants)
+                start = Start(layer, Ref(group, "residual", shared=True, layer=layer, rows=rows))
+                addition = ActivationAddition(self.directions[variants], layers=[layer])
+                yield (
+                    variants,
+                    partial(self._request, groups[group], addition, self._score(), start),
+                )
 
-        found = self._stage("induce", chosen, self.harmless, groups, measure)
-        self._residuals.clear()  # every layer's residual stream: the largest thing a sweep holds
-        return found
+        return self._measure(
+            "induce", self.harmless, units, groups, passes, lambda: self._unedited(groups, residual)
+        )
 
     def kl(self, chosen: np.ndarray, limit: float | None) -> xr.DataArray:
-        """KL on harmless prompts under ablation; NaN for a candidate's rest once it is over."""
-        n = len(self.harmless)
-        groups = self._by_length(self.harmless, max(8, self.rows // CANDIDATES_PER_UNIT))
+        """KL on harmless prompts under ablation; NaN for the rest of a candidate that is over.
 
-        def measure(unit: np.ndarray) -> np.ndarray:
-            log_probs = self._baseline()
-            slack = _kl_slack(log_probs)
-            values = np.full((len(unit), n), np.nan)
-            alive, left = unit, float(slack.sum())
-            for some in groups:
-                columns = _where(self.harmless, some)
-                capture = Capture(
-                    "value",
-                    "logits",
-                    positions=(-1,),
-                    reduce="kl",
-                    args={"baseline": log_probs[columns]},
-                )
-                for variants, block in self._ablated(some, alive, capture):
-                    values[np.ix_(_where(unit, variants), columns)] = block
-                left -= float(slack[columns].sum())
-                if limit is not None:
-                    # what is left cannot bring the mean back under the limit
-                    least = np.nansum(values[_where(unit, alive)], axis=1) - left
-                    alive = alive[~(least / n > limit)]
-                if not len(alive):
-                    break
-            return values
+        With a limit, a first quarter of the prompts is measured for all and the rest only for
+        candidates that the rest could still bring under it.
+        """
+        if limit is None or len(self.harmless) < 2:
+            return self._kl("kl", chosen, self.harmless)
+        first = self.harmless[: max(1, len(self.harmless) // 4)]
+        rest = self.harmless[len(first) :]
+        begun = self._kl("kl_begun", chosen, first)
+        least = begun.sum("prompt").values - self.slack[rest].sum()
+        alive = chosen[least <= limit * len(self.harmless)]
+        finished = self._kl("kl", alive, rest).reindex(candidate=chosen)
+        return xr.concat([begun, finished], dim="prompt", coords="minimal", compat="override")
 
-        return self._stage(
-            "kl", chosen, self.harmless, _chunks(chosen, CANDIDATES_PER_UNIT), measure
+    def _kl(self, stage: str, chosen: np.ndarray, prompts: np.ndarray) -> xr.DataArray:
+        groups = self._by_length(prompts, max(8, self.rows // CANDIDATES_PER_UNIT))
+        unedited = Capture("log_probs", "logits", positions=(-1,), reduce="log_probs", keep=True)
+
+        def passes(unit: np.ndarray, group: int) -> Iterator[Pass]:
+            baseline = {"baseline": Ref(group, "log_probs", shared=True)}
+            capture = Capture("value", "logits", positions=(-1,), reduce="kl", args=baseline)
+            return self._ablated(unit, groups[group], capture)
+
+        units = _chunks(chosen, CANDIDATES_PER_UNIT)
+        return self._measure(
+            stage, prompts, units, groups, passes, lambda: self._unedited(groups, unedited)
         )
 
     def bypass(self, chosen: np.ndarray) -> xr.DataArray:
         """Refusal score of harmful prompts under ablation of each direction."""
         groups = self._by_length(self.harmful, max(16, self.rows // CANDIDATES_PER_UNIT))
 
-        def measure(unit: np.ndarray) -> np.ndarray:
-            values = np.empty((len(unit), len(self.harmful)))
-            for some in groups:
-                columns = _where(self.harmful, some)
-                for variants, block in self._ablated(some, unit, self._score()):
-                    values[np.ix_(_where(unit, variants), columns)] = block
-            return values
+        def passes(unit: np.ndarray, group: int) -> Iterator[Pass]:
+            return self._ablated(unit, groups[group], self._score())
 
         units = _chunks(chosen, CANDIDATES_PER_UNIT)
-        return self._stage("bypass", chosen, self.harmful, units, measure)
+        return self._measure("bypass", self.harmful, units, groups, passes)
 
     def table(
         self,
@@ -295,19 +296,32 @@ class _Sweep:
             args={"tokens": self.tokens},
         )
 
-    def _by_row(self, variants: np.ndarray, n_prompts: int) -> np.ndarray:
-        return np.repeat(self.directions[variants], n_prompts, axis=0)
+    def _ablated(self, unit: np.ndarray, prompts: np.ndarray, capture: Capture) -> Iterator[Pass]:
+        for variants in _chunks(unit, max(1, self.rows // len(prompts))):
+            ablation = DirectionalAblation(self.directions[variants])
+            yield variants, partial(self._request, prompts, ablation, capture)
 
-    def _ablated(
-        self, prompts: np.ndarray, candidates: np.ndarray, capture: Capture
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """A last-token value under ablation, ``[variant, prompt]``, in passes of ``rows`` rows."""
-        batch = self._batch(prompts)
-        for variants in _chunks(candidates, max(1, self.rows // len(prompts))):
-            ablation = DirectionalAblation(self._by_row(variants, len(prompts)))
-            rows = batch.repeat(len(variants))
-            (out,) = run(self.model, [forward_request(self.model, rows, [capture], [ablation])])
-            yield variants, out["value"].numpy().reshape(len(variants), len(prompts))
+    def _request(
+        self,
+        prompts: np.ndarray,
+        intervention: Intervention,
+        capture: Capture,
+        start: Start | None = None,
+    ) -> Request:
+        """One pass over rows = (variant, prompt), a variant being a row of the intervention."""
+        edits = list(intervention.edits(self.model.arch))
+        n = len(next(iter(edits[0].args.values())))
+        pick = tuple(np.repeat(np.arange(n), len(prompts)).tolist())
+        return forward_request(
+            self.model,
+            self._batch(prompts).repeat(n),
+            [capture],
+            [replace(edit, pick=pick) for edit in edits],
+            start=start,
+        )
+
+    def _unedited(self, groups: list[np.ndarray], capture: Capture) -> list[Request]:
+        return [forward_request(self.model, self._batch(some), [capture]) for some in groups]
 
     def _batch(self, prompts: np.ndarray) -> Batch:
         return pad([self.token_rows[p] for p in prompts], self.model.pad_token)
@@ -317,52 +331,24 @@ class _Sweep:
         lengths = [len(self.token_rows[p]) for p in prompts]
         return _chunks(prompts[np.argsort(lengths, kind="stable")], min(size, self.rows))
 
-    def _unedited_groups(self) -> list[np.ndarray]:
-        return self._by_length(self.harmless, max(16, self.rows // self.per_layer))
-
-    def _unedited_residual(self, prompts: np.ndarray, batch: Batch) -> torch.Tensor:
-        """``[layer, prompt, token, d_model]``: the unedited run of one group, run once."""
-        key = int(prompts[0])
-        if key not in self._residuals:
-            captures = [
-                Capture("residual", "resid_pre"),
-                Capture("log_probs", "logits", positions=(-1,), reduce="log_probs"),
-            ]
-            (out,) = run(self.model, [forward_request(self.model, batch, captures)])
-            self._residuals[key] = out["residual"]
-            self._log_probs[key] = out["log_probs"]
-        return self._residuals[key]
-
-    def _baseline(self) -> torch.Tensor:
-        """Unedited next-token log-probabilities of the harmless prompts, ``[prompt, vocab]``.
-
-        By-product of the runs that ``induce`` starts from. Where a resumed sweep has no need of
-        those, the same batches are run again, so the numbers are the same to the last bit.
-        """
-        groups = self._unedited_groups()
-        for some in groups:
-            if int(some[0]) not in self._log_probs:
-                self._unedited_residual(some, self._batch(some))
-                self._residuals.clear()
-        joined = torch.cat([self._log_probs[int(some[0])] for some in groups])
-        return joined[np.argsort(np.concatenate(groups))]
-
-    def _stage(
+    def _measure(
         self,
         name: str,
-        chosen: np.ndarray,
         prompts: np.ndarray,
         units: list[np.ndarray],
-        measure: Any,
+        groups: list[np.ndarray],
+        passes: Callable[[np.ndarray, int], Iterator[Pass]],
+        shared: Callable[[], Sequence[Request]] | None = None,
     ) -> xr.DataArray:
-        """Run one measurement as a stage over candidates."""
+        """One value for each candidate of ``units`` and each prompt, as a stage over candidates.
+
+        ``passes(unit, group)`` yields the variants of a pass over a group of prompts, and the pass.
+        """
+        chosen = np.concatenate(units) if units else np.zeros(0, dtype=int)
+        dims = ("candidate", "prompt")
+        variable = f"{name.removesuffix('_begun')}_per_prompt"
         template = xr.Dataset(
-            {
-                f"{name}_per_prompt": (
-                    ("candidate", "prompt"),
-                    np.full((len(chosen), len(prompts)), np.nan),
-                )
-            },
+            {variable: (dims, np.full((len(chosen), len(prompts)), np.nan))},
             coords={
                 "candidate": chosen,
                 "layer": ("candidate", self.layers[chosen]),
@@ -371,18 +357,30 @@ class _Sweep:
             },
         )
         if not len(chosen):
-            return template[f"{name}_per_prompt"]  # no candidate is left to measure
+            return template[variable]  # no candidate is left to measure
         ends = np.cumsum([len(u) for u in units])
         batches = [
             {"candidate": slice(int(end) - len(unit), int(end))}
             for unit, end in zip(units, ends, strict=True)
         ]
 
-        def compute(i: int) -> xr.Dataset:
-            part = template.isel(candidate=batches[i]["candidate"])
-            return part.assign({f"{name}_per_prompt": (("candidate", "prompt"), measure(units[i]))})
+        def asked(i: int) -> Iterator[tuple[np.ndarray, np.ndarray, Callable[[], Request]]]:
+            for group, some in enumerate(groups):
+                for variants, make in passes(units[i], group):
+                    yield variants, some, make
 
-        return self.recorder.stage(name, template, batches, compute)[f"{name}_per_prompt"]
+        def requests(i: int) -> list[Request]:
+            return [make() for _, _, make in asked(i)]
+
+        def collect(i: int, results: Results) -> xr.Dataset:
+            values = np.empty((len(units[i]), len(prompts)))
+            for (variants, some, _), out in zip(asked(i), results, strict=True):
+                block = out["value"].numpy().reshape(len(variants), len(some))
+                values[np.ix_(_where(units[i], variants), _where(prompts, some))] = block
+            return template.isel(batches[i]).assign({variable: (dims, values)})
+
+        work = Passes(self.model, requests, collect, shared)
+        return self.recorder.stage(name, template, batches, work)[variable]
 
 
 def _check_candidates(model: Model, candidates: xr.Dataset) -> None:
@@ -415,16 +413,6 @@ def _screened(model: Model, base: xr.Dataset, screen: bool) -> np.ndarray:
                 "tells apart, other --refusal-tokens, or --no-screen."
             )
     return np.asarray(kept)
-
-
-def _kl_slack(log_probs: torch.Tensor) -> np.ndarray:
-    """How far below 0 the smoothed KL of each prompt can be, in nats, whatever the other side.
-
-    ``-sum p log((q + e) / (p + e)) >= -log sum p (q + e) / (p + e)`` by concavity, and that sum is
-    at most ``1 + e sum p / (p + e)`` because the q add up to 1.
-    """
-    p = log_probs.exp()
-    return torch.log1p(KL_EPSILON * (p / (p + KL_EPSILON)).sum(-1)).numpy()
 
 
 def _chunks(items: np.ndarray, size: int) -> list[np.ndarray]:

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from refusal_nn.store import _declared as _declared
+from refusal_nn.store import _declared_attribution as _declared_attribution
+from refusal_nn.store import _declared_patching as _declared_patching
 from refusal_nn.store.variables import REGISTRY, Spec, annotate, lookup, register
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from refusal_nn.store._export import export
+    from refusal_nn.store._jobs import JobLedger, Streaming
     from refusal_nn.store._partial import request_of
     from refusal_nn.store.catalogue import Catalogue, Run, open_runs
     from refusal_nn.store.manifest import (
@@ -39,11 +42,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Catalogue": "catalogue",
     "Compute": "recorder",
+    "JobLedger": "_jobs",
     "MemoryRecorder": "recorder",
     "Progress": "recorder",
     "Recorder": "recorder",
     "Run": "catalogue",
     "RunRecorder": "run_recorder",
+    "Streaming": "_jobs",
     "Verification": "manifest",
     "command_line": "provenance",
     "default_name": "provenance",
@@ -68,12 +73,14 @@ __all__ = [
     "REGISTRY",
     "Catalogue",
     "Compute",
+    "JobLedger",
     "MemoryRecorder",
     "Progress",
     "Recorder",
     "Run",
     "RunRecorder",
     "Spec",
+    "Streaming",
     "Verification",
     "annotate",
     "command_line",

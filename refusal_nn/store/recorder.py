@@ -17,11 +17,12 @@ import xarray as xr
 from refusal_nn.errors import StoreError
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._commit import prepare
+from refusal_nn.store._jobs import JobLedger, Streaming, results_of
 from refusal_nn.store._layout import Layout, Region, fit, plan
 from refusal_nn.store._write import as_objects
 from refusal_nn.store.variables import annotate
 
-Compute = Callable[[int], xr.Dataset]
+Compute = Callable[[int], xr.Dataset] | Streaming
 Progress = Callable[[str, int, int], None]
 
 
@@ -86,8 +87,9 @@ class MemoryRecorder:
             All coords, and all data variables at full shape; their values do not matter.
         batches : sequence of dict
             Region of each batch: ``{dim: slice}``, on a regular grid, only the last one shorter.
-        compute : callable
-            ``compute(i)`` returns the template's variables for region ``batches[i]``.
+        compute : callable or Streaming
+            ``compute(i)`` returns the template's variables for region ``batches[i]``; an object
+            with ``stream`` does several batches at a time.
 
         Returns
         -------
@@ -114,14 +116,15 @@ class MemoryRecorder:
             for n, (_, values, _) in filled.items():
                 values[...] = template[n].values
         report(self.progress, name, 0, len(layout))
-        for i in range(len(layout)):
-            part = fit(layout, template, i, compute(i))
+        found = results_of(compute, range(len(layout)), JobLedger())
+        for done, (i, result) in enumerate(found, start=1):
+            part = fit(layout, template, i, result)
             for n, (dims, values, _) in filled.items():
                 values[layout.indexer(i, dims)] = part[n].values
-            report(self.progress, name, i + 1, len(layout))
-        result = as_objects(xr.Dataset(filled, coords=template.coords, attrs=template.attrs))
-        self._stages[name] = (layout.digest, result)
-        return result.copy(deep=True)
+            report(self.progress, name, done, len(layout))
+        finished = as_objects(xr.Dataset(filled, coords=template.coords, attrs=template.attrs))
+        self._stages[name] = (layout.digest, finished)
+        return finished.copy(deep=True)
 
     def commit(
         self,

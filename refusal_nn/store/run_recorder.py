@@ -22,6 +22,7 @@ from refusal_nn.store import provenance as _provenance
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._commit import commit_run
 from refusal_nn.store._disk import writing
+from refusal_nn.store._jobs import JOBS, JobLedger, results_of
 from refusal_nn.store._layout import Layout, Region, fit
 from refusal_nn.store._write import create_stage, read_dataset, storable
 from refusal_nn.store.recorder import Compute, Progress, prepared, relaid, report
@@ -274,8 +275,10 @@ class RunRecorder:
         ledger = _array(group, "written")
         written = np.array(ledger[...], dtype=bool)
         report(self.progress, layout.stage, int(written.sum()), len(layout))
-        for i in map(int, np.flatnonzero(~written)):
-            part = fit(layout, template, i, compute(i))
+        missing = [int(i) for i in np.flatnonzero(~written)]
+        jobs = JobLedger(folder.with_name(f"{folder.name}.{JOBS}"))
+        for i, result in results_of(compute, missing, jobs):
+            part = fit(layout, template, i, result)
             with writing(self.path):
                 for n, array in arrays.items():
                     array[layout.indexer(i, template[n].dims)] = storable(part[n].values)

@@ -11,11 +11,12 @@ most scripts need. A trace of your own can use the interventions and site names 
         taken = nnsight.save(walk(model.nnsight, plan))
 """
 
-from refusal_nn.tracing._backends import Request, execute
+from refusal_nn.tracing._backends import Request, Results, execute
 from refusal_nn.tracing._batch import Batch, forward_request, generate_request, pad
 from refusal_nn.tracing._check import residual_error, verify
 from refusal_nn.tracing._dryrun import DryRun, Preflight
-from refusal_nn.tracing._plan import Capture, Start, build_plan
+from refusal_nn.tracing._jobs import Passes
+from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
 from refusal_nn.tracing._run import capture, capture_tokens, completions, generate, run
 from refusal_nn.tracing._walk import walk
 
@@ -23,8 +24,11 @@ __all__ = [
     "Batch",
     "Capture",
     "DryRun",
+    "Passes",
     "Preflight",
+    "Ref",
     "Request",
+    "Results",
     "Start",
     "build_plan",
     "capture",

@@ -1,13 +1,13 @@
 """Where a job runs.
 
-A *job* is a list of requests, each one batch: a forward pass or a generation. Requests of a job run
-in order, and a later one may use what an earlier one *held* (``("ref", request, name)`` in its
-plan), so that a baseline never has to leave the machine it was computed on.
+A *job* is a list of requests, each one pass or one generation of a batch. Requests of a job run in
+order, and a later one may use what an earlier one *held* (a ``Ref`` in its plan), so that a baseline
+never has to leave the machine it was computed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from refusal_nn.errors import BackendError, RefusalNNError
 from refusal_nn.models import Model
 from refusal_nn.tracing import _trace
+from refusal_nn.tracing._walk import bind
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Request:
     options : mapping
         Arguments of the model's forward or generate.
     generate : bool
-        Generate instead of one forward pass; the result is then ``{"ids": [row, token]}``.
+        Generate instead of one forward pass; the result is then ``{"ids": [row, token]}``, the new
+        tokens.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -41,7 +43,51 @@ class Request:
 
 
 Results = list[dict[str, torch.Tensor]]
-Executor = Callable[[Model, Sequence[Request]], Results]
+
+
+class Executor:
+    """Runs requests on a model that answers at once: here, or in the dry run's process.
+
+    What requests hold stays with the executor: results of the job's shared requests for all
+    batches, results of a batch's own requests for that batch.
+    """
+
+    def __init__(self, model: Model, shared: Sequence[Request] = ()) -> None:
+        self.model = model
+        self.shared: list[dict[str, torch.Tensor]] = []
+        self.where: Mapping[str, Any] = {}
+        self.device = model.device
+        if model.backend == "dry-run":
+            from refusal_nn.tracing._dryrun import DryRun
+
+            self.where = {"backend": DryRun(model)}
+            self.device = torch.device("cpu")
+        for request in shared:
+            self.shared.append(self._run(request, self.shared)[1])
+
+    def batch(self, requests: Sequence[Request]) -> Results:
+        """Run the requests of one batch; one dict of CPU tensors a request."""
+        own: list[dict[str, torch.Tensor]] = []
+        results: Results = []
+        for request in requests:
+            out, held = self._run(request, own)
+            own.append(held)
+            results.append({name: tensor.cpu() for name, tensor in out.items()})
+        return results
+
+    def _run(
+        self, request: Request, own: list[dict[str, torch.Tensor]]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What a request returns and what it holds."""
+        plan = bind(request.plan, own, self.shared)
+        inputs = {name: tensor.to(self.device) for name, tensor in request.inputs.items()}
+        with self.model.lock:
+            out = _run(self.model, request, inputs, plan, self.where)
+        held = set(plan["held"])
+        return (
+            {k: v for k, v in out.items() if k not in held},
+            {k: v for k, v in out.items() if k in held},
+        )
 
 
 def execute(model: Model, requests: Sequence[Request]) -> Results:
@@ -52,24 +98,11 @@ def execute(model: Model, requests: Sequence[Request]) -> Results:
     BackendError
         If the model or the backend fails; the message holds what it said.
     """
-    where: Mapping[str, Any] = {}
-    device = model.device
-    if model.backend == "dry-run":
-        from refusal_nn.tracing._dryrun import DryRun
+    if model.remote is not None:
+        from refusal_nn.tracing import _ndif
 
-        where = {"backend": DryRun(model)}
-        device = torch.device("cpu")
-    results: Results = []
-    memory: list[dict[str, torch.Tensor]] = []
-    with model.lock:
-        for request in requests:
-            plan = bind(request.plan, memory)
-            inputs = {name: tensor.to(device) for name, tensor in request.inputs.items()}
-            out = _run(model, request, inputs, plan, where)
-            held = set(plan["held"])
-            memory.append({k: v for k, v in out.items() if k in held})
-            results.append({k: v.cpu() for k, v in out.items() if k not in held})
-    return results
+        return _ndif.execute(model, requests)
+    return Executor(model).batch(requests)
 
 
 def _run(
@@ -97,30 +130,3 @@ def _run(
             f"model {model.name!r} failed on backend {model.backend}: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def bind(plan: dict[str, Any], memory: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, Any]:
-    """The plan with its references to held results replaced by the tensors."""
-
-    def value(v: Any) -> Any:
-        if isinstance(v, tuple) and len(v) == 3 and v[0] == "ref":
-            return memory[v[1]][v[2]]
-        return v
-
-    def views(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            {
-                **view,
-                "ops": [(n, {k: value(v) for k, v in a.items()}) for n, a in view["ops"]],
-                "captures": [(n, {k: value(v) for k, v in a.items()}) for n, a in view["captures"]],
-            }
-            for view in items
-        ]
-
-    if not memory:
-        return plan
-    return {
-        **plan,
-        "visits": [{**visit, "views": views(visit["views"])} for visit in plan["visits"]],
-        "logits": views(plan["logits"]),
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from refusal_nn.tracing._backends import Request
 from refusal_nn.tracing._plan import Capture, Start, build_plan
 
 if TYPE_CHECKING:
-    from refusal_nn.interventions import Intervention
+    from refusal_nn.interventions import Edit, Intervention
     from refusal_nn.models import Model
 
 
@@ -84,13 +84,31 @@ def forward_request(
     model: Model,
     batch: Batch,
     captures: Sequence[Capture],
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Intervention | Edit] = (),
     *,
     start: Start | None = None,
+    gradient: bool = False,
+    after: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Request:
     """A forward pass of a batch.
 
-    Logits are computed at the last token alone where every logits capture asks for no more.
+    Logits are computed at the last token alone where every logits capture asks for no more (a
+    capture of position -1; a live one is of every token).
+
+    Parameters
+    ----------
+    model : Model
+    batch : Batch
+    captures : sequence of Capture
+    interventions : sequence
+        Interventions, or the edits they come down to.
+    start : Start, optional
+        Begin at a block from a given residual stream.
+    gradient : bool
+        Keep the graph of the pass for what comes after it.
+    after : (str, mapping), optional
+        A function of ``refusal_nn.tracing._walk.AFTER`` and its arguments: it makes results of the
+        captures before the pass is forgotten.
     """
     on_logits = [c for c in captures if c.site == "logits"]
     last = (
@@ -108,6 +126,8 @@ def forward_request(
         dtype=model.dtype,
         start=start,
         last_logits_only=last,
+        gradient=gradient,
+        after=after,
     )
     options: dict[str, Any] = {"use_cache": False}
     if last:

@@ -7,7 +7,7 @@ known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,12 @@ class Capture:
         Arguments of the reduction.
     keep : bool
         Hold the result where it was made, for a later request of the same job, instead of
-        returning it.
+        returning it; a :class:`Ref` names it there.
+    live : bool
+        Keep the tensor whole and in the graph, for what comes ``after`` the pass: the module's
+        tensor, heads not unfolded. At a module's input it is a branch of its own, so that a gradient
+        there is that of what this module does. Not with ``reduce`` or ``positions``, except the last
+        position of the logits.
     """
 
     name: str
@@ -54,6 +59,46 @@ class Capture:
     reduce: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
     keep: bool = False
+    live: bool = False
+
+    def __post_init__(self) -> None:
+        whole = self.positions is None or (self.site, tuple(self.positions)) == ("logits", (-1,))
+        if self.live and (not whole or self.reduce is not None or self.keep):
+            raise InterventionError(
+                f"capture {self.name!r} is live: it is the whole tensor, neither reduced nor kept."
+            )
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A result that an earlier request of the same job held (``Capture(keep=True)``).
+
+    It may stand for any tensor of an edit, a capture or :class:`Start`, and never leaves the machine
+    that computed it.
+
+    Parameters
+    ----------
+    request : int
+        Which request of the batch's own list, or of the job's shared ones.
+    name : str
+        Name of the capture.
+    shared : bool
+    layer : int, optional
+        Index along the first axis (of a capture stacked over layers).
+    rows : sequence of int, optional
+        Indices along the row axis that is then first; a row may be named several times.
+    """
+
+    request: int
+    name: str
+    shared: bool = False
+    layer: int | None = None
+    rows: Sequence[int] | None = None
+
+    def plain(self) -> tuple[Any, ...]:
+        """The form that ships."""
+        rows = None if self.rows is None else [int(r) for r in self.rows]
+        return ("ref", self.shared, self.request, self.name, self.layer, rows)
 
 
 @dataclass(frozen=True)
@@ -64,12 +109,12 @@ class Start:
     """
 
     layer: int
-    residual: torch.Tensor
+    residual: torch.Tensor | Ref
 
 
 def build_plan(
     arch: Architecture,
-    interventions: Iterable[Intervention] = (),
+    interventions: Iterable[Intervention | Edit] = (),
     captures: Sequence[Capture] = (),
     *,
     lengths: Sequence[int],
@@ -78,6 +123,8 @@ def build_plan(
     dtype: torch.dtype = torch.float32,
     start: Start | None = None,
     last_logits_only: bool = False,
+    gradient: bool = False,
+    after: tuple[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Compile to a plan for one batch.
 
@@ -96,6 +143,10 @@ def build_plan(
     start : Start, optional
     last_logits_only : bool
         The model returns logits of the last token alone, so captures of position -1 read index 0.
+    gradient : bool
+        Keep the graph of the pass; it begins at the embedding's output.
+    after : (str, mapping), optional
+        A shipped function that makes results of the captures, and its arguments.
 
     Raises
     ------
@@ -107,9 +158,11 @@ def build_plan(
     if start is not None:
         visits.start(start)
     for intervention in interventions:
-        for edit in intervention.edits(arch):
+        for edit in intervention.edits(arch) if hasattr(intervention, "edits") else [intervention]:
             visits.edit_view(edit)["ops"].append((edit.operation, binding.edit_args(edit)))
 
+    if gradient and start is None:
+        visits.view(None, "embed")["ops"].append(("leaf", dict(EVERYWHERE)))
     if last_logits_only:
         visits.one_product_at_the_head()
     logits: list[dict[str, Any]] = []
@@ -138,13 +191,25 @@ def build_plan(
                 raise InterventionError(
                     f"capture {capture.name!r}: layer {layer} is not in 0..{arch.n_layers - 1}."
                 )
-            visits.view(layer, capture.site)["captures"].append((capture.name, args))
+            view = visits.whole if capture.live else visits.view
+            view(layer, capture.site)["captures"].append((capture.name, args))
     return {
         "visits": visits.in_order(),
         "logits": logits,
         "stacked": stacked,
-        "held": [c.name for c in captures if c.keep],
+        "live": [c.name for c in captures if c.live],
+        "held": [c.name for c in captures if c.keep] + list(after[1].get("keep", ()) if after else ()),
+        "gradient": gradient,
+        "after": None if after is None else (after[0], shippable(after[1])),
     }
+
+
+EVERYWHERE = {"index": None, "heads": None, "when": "prompt"}
+
+
+def shippable(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with references in the form that ships."""
+    return {k: v.plain() if isinstance(v, Ref) else v for k, v in args.items()}
 
 
 def _view(site: str, place: Place | None) -> dict[str, Any]:
@@ -176,24 +241,35 @@ class _Visits:
 
         ``through`` names the site whose module the view goes through, where that is not its own.
         """
+        visit = self.visit_of(layer, through or site)
+        for view in visit["views"]:
+            if view["site"] == site and "whole" not in view:
+                return view  # type: ignore[no-any-return]
+        place = None if layer is None else self.arch.place(through or site)
+        visit["views"].append(_view(site, place))
+        return visit["views"][-1]  # type: ignore[no-any-return]
+
+    def visit_of(self, layer: int | None, site: str) -> dict[str, Any]:
+        """The visit to the module of a site."""
         if layer is None:
             rank = -1.0 if site == "embed" else float(self.arch.n_layers)
             path = self.arch.embed if site == "embed" else self.arch.final_norm
-            place, io = None, "output"
-        else:
-            if layer < self.first_layer:
-                raise InterventionError(
-                    f"{site} of layer {layer} is before layer {self.first_layer}, where this pass "
-                    "starts."
-                )
-            place = self.arch.place(through or site)
-            path = f"{self.arch.block(layer)}.{place.path}".rstrip(".")
-            rank, io = layer + self._rank(through or site), place.io
-        visit = self.visit(rank, path, io)
-        for view in visit["views"]:
-            if view["site"] == site:
-                return view  # type: ignore[no-any-return]
-        visit["views"].append(_view(site, place))
+            return self.visit(rank, path, "output")
+        if layer < self.first_layer:
+            raise InterventionError(
+                f"{site} of layer {layer} is before layer {self.first_layer}, where this pass "
+                "starts."
+            )
+        place = self.arch.place(site)
+        path = f"{self.arch.block(layer)}.{place.path}".rstrip(".")
+        return self.visit(layer + self._rank(site), path, place.io)
+
+    def whole(self, layer: int | None, site: str) -> dict[str, Any]:
+        """A view of all that the module of a site has there, behind the views of its parts."""
+        visit = self.visit_of(layer, site)
+        visit["views"].append({**_view(site, None), "whole": True})
+        if visit["io"] == "input":
+            visit["views"][-1]["ops"].append(("branch", dict(EVERYWHERE)))
         return visit["views"][-1]  # type: ignore[no-any-return]
 
     def edit_view(self, edit: Edit) -> dict[str, Any]:
@@ -216,8 +292,8 @@ class _Visits:
         for layer in range(start.layer):
             self.visit(float(layer), self.arch.block(layer), "skip")
         self.first_layer = start.layer
-        replace = {"value": start.residual, "index": None, "heads": None, "when": "prompt"}
-        self.view(start.layer, "resid_pre")["ops"].append(("set", replace))
+        replace = shippable({"value": start.residual})
+        self.view(start.layer, "resid_pre")["ops"].append(("set", {**replace, **EVERYWHERE}))
 
     def one_product_at_the_head(self) -> None:
         """Copy the strided slice that enters the head when only the last token is kept.
@@ -227,14 +303,13 @@ class _Visits:
         """
         visit = self.visit(self.arch.n_layers + 0.5, self.arch.head, "input")
         visit["views"].append(_view("logits", None))
-        args = {"index": None, "heads": None, "when": "prompt"}
-        visit["views"][-1]["ops"].append(("contiguous", args))
+        visit["views"][-1]["ops"].append(("contiguous", dict(EVERYWHERE)))
 
     def in_order(self) -> list[dict[str, Any]]:
         """Visits in execution order, each marked if it has work at decode steps."""
         out = [self.by_place[key] for key in sorted(self.by_place)]
         for visit in out:
-            visit["views"].sort(key=lambda view: self.order.get(view["site"], 0))
+            visit["views"].sort(key=lambda v: ("whole" in v, self.order.get(v["site"], 0)))
             visit["decode"] = any(
                 view["keep"] or any(args["when"] == "all" for _, args in view["ops"])
                 for view in visit["views"]
@@ -259,6 +334,7 @@ class _Binding:
         self.width = width
         self.left = padding_side == "left"
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.tensors: dict[tuple[tuple[int, ...], bytes], torch.Tensor] = {}
 
     def index(self, positions: Sequence[int] | None) -> torch.Tensor | None:
         """Token indices ``[row, p]`` of positions counted from the end of each prompt."""
@@ -274,23 +350,42 @@ class _Binding:
         return torch.tensor([[end + p for p in positions] for end in ends])
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.tensor(array, dtype=self.dtype)
+        """The array as a tensor: one tensor for equal arrays, so that a plan ships each once."""
+        key = (array.shape, array.tobytes())
+        if key not in self.tensors:
+            self.tensors[key] = torch.tensor(array, dtype=self.dtype)
+        return self.tensors[key]
 
     def edit_args(self, edit: Edit) -> dict[str, Any]:
-        args: dict[str, Any] = {name: self.tensor(value) for name, value in edit.args.items()}
+        args: dict[str, Any] = {
+            name: value.plain() if isinstance(value, Ref) else self.tensor(value)
+            for name, value in edit.args.items()
+        }
         for name, value in args.items():
-            if value.dim() > 1 and value.shape[0] not in (1, len(self.lengths)):
+            if isinstance(value, tuple):
+                continue
+            rows = len(self.lengths if edit.rows is None else edit.rows)
+            if edit.pick is not None:
+                rows = len(value)
+            if value.dim() > 1 and value.shape[0] not in (1, rows):
                 raise InterventionError(
-                    f"{name} has {value.shape[0]} rows for a batch of {len(self.lengths)}; give one "
+                    f"{name} has {value.shape[0]} rows for a batch of {rows}; give one "
                     "vector, or one a row."
                 )
+        args.update(shippable(edit.plain))
         args["index"] = self.index(edit.positions)
         args["heads"] = None if edit.heads is None else list(edit.heads)
         args["when"] = edit.when
+        if edit.pick is not None:
+            args["pick"] = list(edit.pick)
+        if edit.rows is not None:
+            args["rows"] = list(edit.rows)
+            if args["index"] is not None:
+                args["index"] = args["index"][args["rows"]]
         return args
 
     def capture_args(self, capture: Capture, last_logits_only: bool) -> dict[str, Any]:
-        args = {"reduce": capture.reduce, **capture.args}
+        args = {"reduce": "live" if capture.live else capture.reduce, **shippable(capture.args)}
         if capture.site == "logits" and last_logits_only:
             if tuple(capture.positions or ()) != (-1,):
                 raise InterventionError(

@@ -37,7 +37,8 @@ def run(model: Model, requests: Sequence[Request]) -> Results:
     ModelError
         If the residual stream does not add up on the architecture map (first call only).
     """
-    verify(model)
+    if model.remote is None:  # else the check rides along
+        verify(model)
     return execute(model, requests)
 
 
@@ -171,18 +172,18 @@ def generate(
         batch = pad(rows[start : start + batch_size], model.pad_token)
         request = generate_request(model, batch, interventions, max_new_tokens=max_new_tokens)
         (result,) = run(model, [request])
-        out += completions(model, result["ids"], batch.width)
+        out += completions(model, result["ids"])
     return out
 
 
-def completions(model: Model, ids: torch.Tensor, width: int) -> list[list[int]]:
-    """The new tokens of generated rows, cut before the first end token.
+def completions(model: Model, ids: torch.Tensor) -> list[list[int]]:
+    """Generated rows of new tokens, cut before the first end token.
 
     Padding follows an end token, so it goes too; a padding token the model itself chose stays.
     """
     ends = set(model.eos_tokens)
     out = []
-    for row in ids[:, width:].tolist():
+    for row in ids.tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
         out.append(row[:stop])
     return out

@@ -13,7 +13,7 @@ from typing import Any
 import nnsight
 import torch
 
-from refusal_nn.tracing._walk import all_steps, walk
+from refusal_nn.tracing._walk import all_steps, new_tokens, run_plan, walk
 
 
 def forward(
@@ -38,9 +38,12 @@ def forward(
         ``{}`` or ``{"backend": ...}``.
     """
     stop = not plan["logits"]
-    with torch.no_grad(), model.trace(dict(inputs), **options, **where) as tracer:
-        with torch.no_grad():  # the outer one does not travel
-            taken = nnsight.save(walk(model, plan))
+    # what is around the trace does not travel, so the grad mode of the pass is set inside it too
+    with (
+        torch.set_grad_enabled(plan["gradient"]),
+        model.trace(dict(inputs), **options, **where) as tracer,
+    ):
+        taken = nnsight.save(run_plan(model, plan))
         if stop:
             tracer.stop()
     return taken  # type: ignore[no-any-return]
@@ -53,13 +56,14 @@ def generate(
     options: Mapping[str, Any],
     where: Mapping[str, Any],
 ) -> torch.Tensor:
-    """Greedy generation of a batch under a plan, at every step; ids with the prompt, ``[row, token]``."""
+    """Greedy generation of a batch under a plan, at every step; the new tokens, ``[row, token]``."""
     edited = edit(model, plan) if plan["visits"] else model
+    width = inputs["input_ids"].shape[1]
     with warnings.catch_warnings():
         # an open loop over steps ends by parking on a step the model never runs; nnsight says so
         warnings.filterwarnings("ignore", message="(?s).*was never reached")
         with edited.generate(dict(inputs), **options, **where) as tracer:
-            ids = nnsight.save(tracer.result)
+            ids = nnsight.save(new_tokens(tracer.result, width))
     return ids  # type: ignore[no-any-return]
 
 

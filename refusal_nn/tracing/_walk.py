@@ -8,7 +8,8 @@ because an nnsight trace may only touch values in the order the forward pass mak
 A visit is ``{"path", "io", "views"}``; each view is one site at that place with the operations to
 apply and the captures to take, in that order, so a capture sees the edited value. An operation is
 ``(name, args)``; tensors in ``args`` may carry a leading row axis, so that a batch of rows =
-(prompt, variant) runs many variants at once.
+(prompt, variant) runs many variants at once. Where a tensor was made by an earlier request of the
+same job, a *reference* stands for it: see :func:`bind`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,63 @@ def put_first(value: Any, x: torch.Tensor) -> Any:
     return (x, *value[1:]) if isinstance(value, tuple) else x
 
 
-def walk(model: Any, plan: dict[str, Any], step: int = 0) -> dict[str, torch.Tensor]:
+def run_plan(model: Any, plan: dict[str, Any]) -> dict[str, Any]:
+    """One forward pass under a plan, from its edits to what is left of its captures.
+
+    Called inside a trace. ``plan["gradient"]`` keeps the graph; ``plan["after"]`` names a function of
+    :data:`AFTER` that makes results of the captures while the graph is alive.
+    """
+    with torch.set_grad_enabled(plan["gradient"]):
+        taken = walk(model, plan)
+        if plan["after"] is not None:
+            name, args = plan["after"]
+            taken = AFTER[name](model, taken, args)
+    return taken
+
+
+def bind(
+    plan: dict[str, Any],
+    own: list[dict[str, torch.Tensor]],
+    shared: list[dict[str, torch.Tensor]],
+) -> dict[str, Any]:
+    """The plan with its references replaced by the tensors they mean.
+
+    A reference is ``("ref", shared, request, name, layer, rows)``: the held result ``name`` of a
+    request of this batch, or of the job's shared ones; of it one layer, where given; of that the
+    rows listed, where given.
+    """
+
+    def value(v: Any) -> Any:
+        if not (isinstance(v, tuple) and len(v) == 6 and v[0] == "ref"):
+            return v
+        held = (shared if v[1] else own)[v[2]][v[3]]
+        if v[4] is not None:
+            held = held[v[4]]
+        return held if v[5] is None else held[torch.tensor(v[5], device=held.device)]
+
+    def args(given: dict[str, Any]) -> dict[str, Any]:
+        return {k: value(v) for k, v in given.items()}
+
+    def views(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {
+                **view,
+                "ops": [(name, args(a)) for name, a in view["ops"]],
+                "captures": [(name, args(a)) for name, a in view["captures"]],
+            }
+            for view in items
+        ]
+
+    after = plan["after"]
+    return {
+        **plan,
+        "visits": [{**visit, "views": views(visit["views"])} for visit in plan["visits"]],
+        "logits": views(plan["logits"]),
+        "after": None if after is None else (after[0], args(after[1])),
+    }
+
+
+def walk(model: Any, plan: dict[str, Any], step: int = 0) -> dict[str, Any]:
     """Apply a plan's operations and take its captures, once, in execution order.
 
     Parameters
@@ -52,10 +109,11 @@ def walk(model: Any, plan: dict[str, Any], step: int = 0) -> dict[str, torch.Ten
     Returns
     -------
     dict
-        Capture name to tensor; captures of several layers are stacked, layer first.
+        Capture name to tensor; captures of several layers are stacked, layer first. A *live*
+        capture, which stays in the graph, is a list of tensors instead, one a layer.
     """
     taken: dict[str, list[torch.Tensor]] = {}
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Any] = {"model": model}
     for visit in plan["visits"]:
         if step > 0 and not visit["decode"]:
             continue
@@ -77,18 +135,20 @@ def walk(model: Any, plan: dict[str, Any], step: int = 0) -> dict[str, torch.Ten
         logits = model.output.logits
         for view in plan["logits"]:
             visit_view(logits, view, state, taken, step)
-    return {
-        name: torch.stack([tensors[i] for i in plan["stacked"][name]])
-        if name in plan["stacked"]
-        else tensors[0]
-        for name, tensors in taken.items()
-    }
+    out: dict[str, Any] = {}
+    for name, tensors in taken.items():
+        if name not in plan["stacked"]:
+            out[name] = tensors[0]
+            continue
+        inorder = [tensors[i] for i in plan["stacked"][name]]
+        out[name] = inorder if name in plan["live"] else torch.stack(inorder)
+    return out
 
 
 def visit_view(
     whole: torch.Tensor,
     view: dict[str, Any],
-    state: dict[str, torch.Tensor],
+    state: dict[str, Any],
     taken: dict[str, list[torch.Tensor]],
     step: int,
 ) -> torch.Tensor:
@@ -97,18 +157,20 @@ def visit_view(
     edited = x
     for name, args in view["ops"]:
         if step == 0 or args["when"] == "all":
-            edited = apply_at(edited, name, args, state)
+            inner = WITHIN.get(name)
+            edited = inner(edited, args, state) if inner else apply_at(edited, name, args, state)
     if edited is not x:
         whole = replace_view(whole, view, edited, state)
     if view["keep"]:
         state[view["keep"]] = edited
     for name, args in view["captures"]:
-        taken.setdefault(name, []).append(reduce(edited, args))
+        live = args["reduce"] == "live"
+        taken.setdefault(name, []).append(edited if live else reduce(edited, args))
     return whole
 
 
 def select_view(
-    whole: torch.Tensor, view: dict[str, Any], state: dict[str, torch.Tensor]
+    whole: torch.Tensor, view: dict[str, Any], state: dict[str, Any]
 ) -> torch.Tensor:
     """The part of a module's tensor that a site means, heads unfolded."""
     kind = view["view"]
@@ -126,7 +188,7 @@ def select_view(
 
 
 def replace_view(
-    whole: torch.Tensor, view: dict[str, Any], x: torch.Tensor, state: dict[str, torch.Tensor]
+    whole: torch.Tensor, view: dict[str, Any], x: torch.Tensor, state: dict[str, Any]
 ) -> torch.Tensor:
     """The module's tensor with its site replaced by ``x`` (the inverse of :func:`select_view`)."""
     kind = view["view"]
@@ -150,14 +212,23 @@ def gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def apply_at(
-    x: torch.Tensor, name: str, args: dict[str, Any], state: dict[str, torch.Tensor]
+    x: torch.Tensor, name: str, args: dict[str, Any], state: dict[str, Any]
 ) -> torch.Tensor:
     """Apply an operation to the chosen token positions and heads of ``x``; the rest is unchanged.
 
     ``args["index"]`` is ``[row, p]`` token indices or None for every token; ``args["heads"]`` a
     list of heads or None. A position may also be given from the end of the prompt on the prompt's
-    own pass only, so operations with an index always carry ``when="prompt"``.
+    own pass only, so operations with an index always carry ``when="prompt"``. ``args["rows"]``, where
+    there is one, lists the rows to change; ``index`` and other tensors then have those rows only.
+    ``args["pick"]`` says which row of the operation's tensor each of them takes.
     """
+    if args.get("pick") is not None:
+        picked = {k: v[args["pick"]] for k, v in args.items() if k in ("direction", "value")}
+        args = {**args, **picked, "pick": None}
+    if args.get("rows") is not None:
+        out = x.clone()
+        out[args["rows"]] = apply_at(x[args["rows"]], name, {**args, "rows": None}, state)
+        return out
     index, heads = args["index"], args["heads"]
     part = x if index is None else gather(x, index)
     if heads is None:
@@ -179,6 +250,8 @@ def operate(x: torch.Tensor, name: str, args: dict[str, Any]) -> torch.Tensor:
     Half precision is computed in float32: a projection in bfloat16 on a residual stream with norms
     in the thousands is worse than no intervention.
     """
+    if name == "branch":
+        return x.view_as(x)
     dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     y = x if x.dtype == dtype else x.to(dtype)
     if name == "ablate":
@@ -189,8 +262,17 @@ def operate(x: torch.Tensor, name: str, args: dict[str, Any]) -> torch.Tensor:
     elif name == "set":
         value = args["value"].to(device=y.device, dtype=dtype)
         out = row_shaped(value, y).expand_as(y) if value.dim() < y.dim() else value.expand_as(y)
+    elif name == "swap":  # [row, token, (head,) 1] flags: where they are set, the value of another run
+        value = args["value"].to(device=y.device, dtype=dtype)
+        out = torch.where(args["mask"].to(y.device).bool(), value, y)
+    elif name == "interpolate":  # [row] fractions of the way to a value
+        value = args["value"].to(device=y.device, dtype=dtype)
+        part = args["fraction"].to(device=y.device, dtype=dtype).reshape(-1, *([1] * (y.dim() - 1)))
+        out = y + part * (value - y)
     elif name == "contiguous":
         out = y.contiguous()
+    elif name == "leaf":  # a server freezes the parameters, so a graph has to begin somewhere
+        out = y.detach().clone().requires_grad_(True)
     else:
         raise ValueError(f"unknown operation {name!r}")
     return out if x.dtype == dtype else out.to(x.dtype)
@@ -232,6 +314,8 @@ def reduce(x: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
         return refusal_score(x[:, 0], args["tokens"])
     if kind == "log_probs":
         return torch.log_softmax(x[:, 0].to(torch.float64), dim=-1)
+    if kind == "kl_slack":
+        return kl_slack(x[:, 0])
     if kind == "kl":
         return kl_divergence(x[:, 0], args["baseline"].to(x.device))
     if kind == "token_log_probs":
@@ -262,6 +346,16 @@ def kl_divergence(
     return (base * (torch.log(base + epsilon) - torch.log(p + epsilon))).sum(-1).flatten()
 
 
+def kl_slack(logits: torch.Tensor, epsilon: float = 1e-6) -> torch.Tensor:
+    """How far below 0 :func:`kl_divergence` of a row can be, in nats, whatever the other side.
+
+    ``-sum p log((q + e) / (p + e)) >= -log sum p (q + e) / (p + e)`` by concavity, and that sum is
+    at most ``1 + e sum p / (p + e)`` because the q add up to 1. ``[row, vocab]`` to ``[row]``.
+    """
+    p = torch.softmax(logits.to(torch.float64), dim=-1)
+    return torch.log1p(epsilon * (p / (p + epsilon)).sum(-1))
+
+
 def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probability of each next token: ``[row, token, vocab]`` and ids ``[row, token]``.
 
@@ -272,6 +366,11 @@ def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat((torch.zeros_like(found[:, :1]), found), dim=1)
 
 
+def new_tokens(ids: torch.Tensor, width: int) -> torch.Tensor:
+    """What a generation added to prompts of ``width`` tokens, ``[row, token]`` int32."""
+    return ids[:, width:].to(torch.int32)
+
+
 def all_steps() -> Any:
     """Every forward pass of a generation.
 
@@ -280,3 +379,11 @@ def all_steps() -> Any:
     from nnsight.intervention.iterator import Iterations
 
     return Iterations()[:]
+
+
+AFTER: dict[str, Any] = {}
+"""What may follow a pass: name to a shipped function of (model, captures, args) giving results."""
+
+WITHIN: dict[str, Any] = {}
+"""Operations that need the model or other tensors of the same pass: name to a shipped function of
+(value, args, state), where ``state["model"]`` is the model."""

@@ -10,11 +10,11 @@ import refusal_nn as rn
 from refusal_nn import judges
 from refusal_nn.directions import conditions, evaluate, random_directions
 from refusal_nn.errors import RequestError
-from refusal_nn.evaluation import completion_nll, judge, rate_rows, rates
+from refusal_nn.evaluation import completion_nll, judge, nll_requests, rate_rows, rates
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
-from refusal_nn.tracing import generate
+from refusal_nn.tracing import generate, run
 from tests.directions.conftest import TOKENS
 from tests.families import plain_module
 
@@ -74,7 +74,7 @@ def test_nll_is_the_mean_over_tokens_from_the_sixth_on(model: Model) -> None:
 
     (reference,) = model.chat.tokens(["w10 w11"])
     completions = [[20, 21, 22, 23, 24, 25, 26], [30] * 5, [40, 41, 42, 43, 44, 45], []]
-    found = completion_nll(model, reference, completions)
+    found = completion_nll(completions, run(model, nll_requests(model, reference, completions)))
     assert np.isnan(found[[1, 3]]).all()
     for i in (0, 2):
         ids = torch.tensor([[*reference, *completions[i]]])

@@ -10,6 +10,7 @@ from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Me
 from refusal_nn.models import Model, load_model, quiet
 from refusal_nn.tracing import (
     Capture,
+    Ref,
     capture_tokens,
     completions,
     forward_request,
@@ -85,10 +86,10 @@ def test_generation_under_ablation_equals_hooks_on_the_cpu(family):
     (out,) = run(model, [request])
     module = plain_module(family)
     changes = _hooks.everywhere(module, family, _hooks.remove(torch.tensor(R, dtype=torch.float32)))
-    found = completions(model, out["ids"], batch.width)
+    found = completions(model, out["ids"])
     assert found == _hooks.greedy(module, ROWS, changes, n=8)
     (clean,) = run(model, [generate_request(model, batch, max_new_tokens=8)])
-    assert found != completions(model, clean["ids"], batch.width)
+    assert found != completions(model, clean["ids"])
 
 
 def test_a_model_is_put_where_it_was_asked_for(tmp_path):
@@ -118,7 +119,7 @@ def test_results_come_back_on_the_cpu_and_held_ones_stay():
     model = on_gpu("llama", torch.float32)
     batch = pad(ROWS, model.pad_token)
     keep = Capture("p", "logits", positions=(-1,), reduce="log_probs", keep=True)
-    kl = Capture("kl", "logits", positions=(-1,), reduce="kl", args={"baseline": ("ref", 0, "p")})
+    kl = Capture("kl", "logits", positions=(-1,), reduce="kl", args={"baseline": Ref(0, "p")})
     held, found = run(
         model, [forward_request(model, batch, [keep]), forward_request(model, batch, [kl])]
     )

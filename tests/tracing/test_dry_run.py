@@ -23,6 +23,7 @@ from refusal_nn.tracing import (
     Capture,
     DryRun,
     Preflight,
+    Ref,
     build_plan,
     capture_tokens,
     completions,
@@ -65,7 +66,7 @@ def test_a_dry_run_gives_the_same_numbers(family):
     def tokens(model, edits):
         batch = pad(ROWS, model.pad_token)
         (out,) = run(model, [generate_request(model, batch, edits, max_new_tokens=8)])
-        return completions(model, out["ids"], batch.width)
+        return completions(model, out["ids"])
 
     for edits in EDITS.values():
         assert tokens(dry, edits) == tokens(local, edits)
@@ -74,7 +75,7 @@ def test_a_dry_run_gives_the_same_numbers(family):
 def test_a_later_request_of_a_dry_run_may_use_what_an_earlier_one_held():
     local, dry = tiny_model("llama"), tiny_model("llama", backend="dry-run")
     keep = Capture("p", "logits", positions=(-1,), reduce="log_probs", keep=True)
-    kl = Capture("kl", "logits", positions=(-1,), reduce="kl", args={"baseline": ("ref", 0, "p")})
+    kl = Capture("kl", "logits", positions=(-1,), reduce="kl", args={"baseline": Ref(0, "p")})
 
     def job(model):
         batch = pad(ROWS, 0)

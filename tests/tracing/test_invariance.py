@@ -10,6 +10,7 @@ from refusal_nn.errors import RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, ZeroAblation
 from refusal_nn.tracing import (
     Capture,
+    Ref,
     Start,
     capture,
     capture_tokens,
@@ -75,7 +76,7 @@ def test_generation_does_not_depend_on_batch_size_or_order(family):
     def tokens(rows):
         batch = pad(rows, model.pad_token)
         (out,) = run(model, [generate_request(model, batch, edits, max_new_tokens=8)])
-        return completions(model, out["ids"], batch.width)
+        return completions(model, out["ids"])
 
     together = tokens(ROWS)
     assert [tokens([row])[0] for row in ROWS] == together
@@ -202,7 +203,7 @@ def test_what_a_request_holds_serves_the_next_one_and_is_not_returned():
     model = tiny_model("llama")
     batch = pad(ROWS, model.pad_token)
     keep = Capture("p", "logits", positions=(-1,), reduce="log_probs", keep=True)
-    ref = {"baseline": ("ref", 0, "p")}
+    ref = {"baseline": Ref(0, "p")}
     kl = Capture("kl", "logits", positions=(-1,), reduce="kl", args=ref)
     first, same, edited = run(
         model,
@@ -327,8 +328,8 @@ def test_generate_returns_completions_without_prompt_and_end():
 
 def test_completions_end_at_the_end_token_and_keep_a_padding_token_the_model_chose():
     model = tiny_model("llama")
-    ids = torch.tensor([[9, 9, 7, 0, 8, 2, 0], [9, 9, 2, 0, 0, 0, 0], [9, 9, 5, 6, 7, 8, 9]])
-    assert completions(model, ids, 2) == [[7, 0, 8], [], [5, 6, 7, 8, 9]]
+    ids = torch.tensor([[7, 0, 8, 2, 0], [2, 0, 0, 0, 0], [5, 6, 7, 8, 9]])
+    assert completions(model, ids) == [[7, 0, 8], [], [5, 6, 7, 8, 9]]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""The jobs of a stage: what was submitted where, so that nothing is computed twice.
+
+A batch whose job was submitted but whose result is not on disk yet is *pending*. The ledger is
+written before anyone waits for the job, so a process that dies while waiting leaves the job's id
+behind and the next one collects its result instead of asking again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import xarray as xr
+
+from refusal_nn.store._disk import write_atomically
+
+JOBS = "jobs.json"
+
+
+@dataclass
+class JobLedger:
+    """Jobs of one stage, in the order they were submitted.
+
+    Parameters
+    ----------
+    file : Path, optional
+        Where the ledger is kept; in memory alone when None.
+
+    Attributes
+    ----------
+    jobs : list of dict
+        ``id``, ``batches``, ``state`` (``submitted``, ``done``, ``failed``: by the server, ``lost``:
+        nothing was heard of it, ``gone``: its result was not kept), ``submitted`` (seconds since the
+        epoch) and whatever the backend noted (bytes ``sent`` and ``received``, ``host``, ``reason``).
+    """
+
+    file: Path | None = None
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.file.is_file():
+            self.jobs = list(json.loads(self.file.read_bytes()))
+
+    def submitted(self, job: str, batches: Sequence[int], **facts: Any) -> None:
+        """Note a job before waiting for it."""
+        self.jobs.append(
+            {
+                "id": job,
+                "batches": [int(b) for b in batches],
+                "state": "submitted",
+                "submitted": time.time(),
+                **facts,
+            }
+        )
+        self._write()
+
+    def ended(self, job: str, state: str, **facts: Any) -> None:
+        """Note that a job is ``done`` (its batches are written), ``failed``, ``lost`` or ``gone``."""
+        self.note(job, state=state, **facts)
+
+    def note(self, job: str, **facts: Any) -> None:
+        """Keep further facts about a job."""
+        for entry in self.jobs:
+            if entry["id"] == job:
+                entry.update(facts)
+        self._write()
+
+    def _write(self) -> None:
+        if self.file is not None:
+            write_atomically(self.file, json.dumps(self.jobs).encode())
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """Work whose batches are done several at a time, in whatever order."""
+
+    def stream(self, indices: Sequence[int], ledger: JobLedger) -> Iterator[tuple[int, xr.Dataset]]:
+        """Yield ``(batch, its region)`` once for each of ``indices``."""
+        ...
+
+
+def results_of(
+    compute: Callable[[int], xr.Dataset] | Streaming, indices: Sequence[int], ledger: JobLedger
+) -> Iterator[tuple[int, xr.Dataset]]:
+    """The results of the batches that are missing, as they come."""
+    if isinstance(compute, Streaming):
+        yield from compute.stream(indices, ledger)
+    else:
+        for i in indices:
+            yield i, compute(i)
