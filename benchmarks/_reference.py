@@ -78,3 +78,29 @@ def sweep(
     divergence = [kl(run(harmless, ablation(model, r))) for _, r in candidates]
     induce = [score(run(harmless, add(layer, r))) for layer, r in candidates]
     return {"bypass": bypass, "kl": divergence, "induce": induce}
+
+
+def integrated_gradients(
+    model: nn.Module, clean: Tensor, corrupted: Tensor, tokens: list[int], steps: int
+) -> Tensor:
+    """Integrated gradient of the refusal log-odds along the embeddings, a row: ``[row]``.
+
+    Two forward passes, and a forward and a backward pass a step, of the frozen model.
+    """
+    embedding = model.transformer.wte
+
+    def forward(embeds: Tensor) -> Tensor:
+        hidden = model.transformer(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        p = model.lm_head(hidden[:, -1]).double().softmax(-1)[:, tokens].sum(-1)
+        return torch.log(p + 1e-8) - torch.log(1 - p + 1e-8)
+
+    with torch.no_grad():
+        start, end = embedding(corrupted), embedding(clean)
+        forward(start)
+        forward(end)
+    total = torch.zeros_like(start)
+    for k in range(1, steps + 1):
+        embeds = (start + k / steps * (end - start)).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(forward(embeds).sum(), embeds)
+        total += gradient / steps
+    return ((start - end) * total).sum((1, 2))

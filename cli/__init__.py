@@ -14,10 +14,23 @@ from typing import Any
 import click
 
 from refusal_nn import __version__
+from refusal_nn.cli._options import STDOUT
+from refusal_nn.cli._output import print_json
 from refusal_nn.cli._request import ARGV
-from refusal_nn.errors import RefusalNNError, RequestError
+from refusal_nn.errors import Detached, RefusalNNError, RequestError
 
-NOUNS = ("demo", "models", "prompts", "direction", "runs", "report")
+NOUNS = (
+    "demo",
+    "models",
+    "prompts",
+    "direction",
+    "patch",
+    "attribute",
+    "circuit",
+    "runs",
+    "remote",
+    "report",
+)
 """Subcommands in the order of the help page; each is the public name ``command`` of its file."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -73,6 +86,12 @@ class Root(click.Group):
         """Run the command, with errors of ours turned into a message and an exit code."""
         try:
             return super().invoke(ctx)
+        except Detached as left:
+            if STDOUT in ctx.meta:
+                print_json({"run": left.run, "host": left.host, "jobs": left.jobs})
+            else:
+                click.echo(str(left), err=True)
+            return None
         except RefusalNNError as error:
             kind = Wrong if isinstance(error, RequestError) else Failed
             raise kind(str(error)) from error

@@ -18,7 +18,7 @@ from refusal_nn.errors import RequestError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-BACKENDS = ("local", "dry-run")
+BACKENDS = ("local", "ndif", "dry-run")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 STDOUT = "refusal_nn.stdout"
 """Key of the context's ``meta`` under which ``--json`` keeps the true standard output."""
@@ -182,6 +182,10 @@ def _required_unless(
     return click.option(option, default=default, show_default=True, metavar=metavar, help=summary)
 
 
+host_option = click.option(
+    "--host", metavar="URL", help="NDIF server; default: NDIF_HOST or nnsight's own. [ndif]"
+)
+
 loading_options = together(
     click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
     click.option(
@@ -197,15 +201,39 @@ loading_options = together(
         type=click.Choice(BACKENDS),
         default="local",
         show_default=True,
-        help="Where the model runs; dry-run: serialised, in a process without this package.",
+        help="Where the model runs. ndif: on an NDIF server, key in NDIF_API_KEY; dry-run: serialised, "
+        "in a process without this package.",
+    ),
+    click.option(
+        "--host", metavar="URL", help="NDIF server; default NDIF_HOST or nnsight's. [ndif]"
+    ),
+    click.option(
+        "--deadline",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="Give up when no job gave news for so long; default 1800. [ndif]",
+    ),
+    click.option(
+        "--detach",
+        is_flag=True,
+        help="Submit the jobs and leave; `runs resume` collects them. [ndif]",
     ),
     click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or auto (all GPUs)."),
     click.option("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own."),
 )
 """How a model is loaded: the keywords of :func:`refusal_nn.load_model`."""
 
-LOADING = ("revision", "chat_template", "trust_remote_code", "backend", "device", "dtype")
-"""Parameter names of :data:`loading_options`."""
+LOADING = (
+    "revision",
+    "chat_template",
+    "trust_remote_code",
+    "backend",
+    "host",
+    "detach",
+    "device",
+    "dtype",
+)
+"""Parameter names of :data:`loading_options`, but for ``deadline``, which becomes ``limits``."""
 
 run_options = together(
     stores_option,
@@ -237,4 +265,10 @@ def analysis_options(*, model: str | None = None, prompts: str | None = None) ->
 
 def take_loading(values: dict[str, Any]) -> dict[str, Any]:
     """Remove the loading options from a command's values and return them for ``load_model``."""
-    return {name: values.pop(name) for name in LOADING}
+    loading = {name: values.pop(name) for name in LOADING}
+    deadline = values.pop("deadline")
+    if deadline is not None:
+        from refusal_nn.models import Limits
+
+        loading["limits"] = Limits(deadline=deadline)
+    return loading

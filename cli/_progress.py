@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 Report = Callable[[str, int, int], None]
 
@@ -19,12 +20,28 @@ def progress() -> Iterator[Report | None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, int] = {}
+    note = TextColumn("{task.fields[note]}")
+    with Progress(*columns, TimeElapsedColumn(), note, console=Console(stderr=True)) as bars:
+        yield _Bars(bars)
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks or done == 0:
-                tasks[stage] = bars.add_task(stage.replace("_", " "), total=total)
-            bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
 
-        yield report
+class _Bars:
+    """One bar a stage; beside the last one, where the jobs on a server are."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+        self._last: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks or done == 0:
+            text = stage.replace("_", " ")
+            self._tasks[stage] = self._bars.add_task(text, total=total, note="")
+        self._last = self._tasks[stage]
+        note = {"note": ""} if done == total else {}
+        self._bars.update(self._last, completed=done, **note)
+
+    def status(self, line: str) -> None:
+        """Show a line about jobs on a server."""
+        if self._last is not None:
+            self._bars.update(self._last, note=line)

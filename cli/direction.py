@@ -23,6 +23,7 @@ from refusal_nn.cli._options import (
 from refusal_nn.cli._output import notice, print_json, print_table
 from refusal_nn.cli._progress import progress
 from refusal_nn.cli._request import command_line, request
+from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
     from refusal_nn.recorded import Keeping, Run
@@ -57,7 +58,9 @@ screen_option = click.option(
 )
 
 input_model_option = click.option(
-    "--model", metavar="MODEL", help="Default: the model the input run was made with."
+    "--model",
+    metavar="MODEL",
+    help="Default: the model the input run was made with; a folder has to be given again.",
 )
 
 
@@ -298,11 +301,23 @@ def _model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Any:
 
     attrs = run.tree.attrs
     if name is None:
+        _check_findable(run.name, attrs["model"])
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
     model = load_model(name or attrs["model"], **loading)
     same_model(run, model)
     return model
+
+
+def _check_findable(run: str, model: str) -> None:
+    """A run records no path, so a model that was a folder cannot be loaded from its name."""
+    from refusal_nn.models import embedded_path
+
+    if "/" not in model and embedded_path(model) is None and not Path(model).is_dir():
+        raise RequestError(
+            f"run {run!r} was made with model folder {model!r}, and runs do not record where that "
+            "lies; pass --model PATH."
+        )
 
 
 def _positions(text: str | None) -> list[int] | None:

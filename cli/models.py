@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from refusal_nn.cli._options import config_option, json_option, loading_options
+from refusal_nn.cli._options import config_option, json_option, loading_options, take_loading
 from refusal_nn.cli._output import print_json, print_table
 
 
@@ -35,7 +35,7 @@ def models_list(as_json: bool) -> None:
 def models_show(model: str, as_json: bool, **loading: Any) -> None:
     r"""Load MODEL and show its shape, architecture map and chat template's end.
 
-    MODEL is an embedded name, a folder or a hub id.
+    MODEL is an embedded name, a folder or a hub id. With --backend ndif also how the server has it.
 
     \b
     Example usage:
@@ -43,10 +43,11 @@ def models_show(model: str, as_json: bool, **loading: Any) -> None:
     """
     from refusal_nn.models import load_model
 
-    loaded = load_model(model, **loading)
+    loaded = load_model(model, **take_loading(loading))
     chat, arch = loaded.chat, loaded.arch
     document = {
         **loaded.identity(),
+        **(loaded.remote.describe() if loaded.remote is not None else {}),
         "family": arch.family,
         "n_layers": arch.n_layers,
         "n_heads": arch.n_heads,
@@ -70,4 +71,6 @@ def models_show(model: str, as_json: bool, **loading: Any) -> None:
 
 
 def _shown(value: Any) -> Any:
-    return ", ".join(map(repr, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return ", ".join(map(repr, value)) or "none"
+    return value

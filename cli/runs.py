@@ -111,8 +111,16 @@ def runs_verify(names: Sequence[str], stores: Path, as_json: bool) -> None:
 @name_argument
 @stores_option
 @click.option("--json", "as_json", is_flag=True, help="As if the command had been given --json.")
-def runs_resume(name: str, stores: Path, as_json: bool) -> None:
-    """Continue a partial run with the command that began it, where it was begun."""
+@click.option(
+    "--detach",
+    is_flag=True,
+    help="Collect the jobs that are done, submit the next ones and leave. [ndif]",
+)
+def runs_resume(name: str, stores: Path, as_json: bool, detach: bool) -> None:
+    """Continue a partial run with the command that began it, where it was begun.
+
+    A run whose jobs were left on a server is collected and, unless --detach is given again, finished.
+    """
     from refusal_nn.store import locate, request_of
 
     path = locate(_path(stores, name))
@@ -125,11 +133,11 @@ def runs_resume(name: str, stores: Path, as_json: bool) -> None:
             f"run {name!r} was begun from Python, not by a command; run the same code again and it "
             "continues."
         )
-    extra = [*(["--resume"] if "--resume" not in request["argv"] else [])]
-    if as_json and "--json" not in request["argv"]:
-        extra.append("--json")
-    notice(f"refusal-nn {shlex.join(request['argv'])}")
-    invoke([*request["argv"], *extra], cwd=request.get("cwd"))
+    argv = _without(request["argv"], values=(), flags=("--detach",))
+    wanted = {"--resume": True, "--json": as_json, "--detach": detach}
+    argv += [flag for flag, on in wanted.items() if on and flag not in argv]
+    notice(f"refusal-nn {shlex.join(argv)}")
+    invoke(argv, cwd=request.get("cwd"))
 
 
 @command.command(name="rerun")
@@ -142,6 +150,7 @@ def runs_rerun(name: str, new: str, stores: Path) -> None:
     Files the command read are looked for here, by the names it recorded. Exit code 1 if an array
     differs.
     """
+    from refusal_nn.cli import NOUNS
     from refusal_nn.store import open_runs
 
     path = _path(stores, name)
@@ -151,7 +160,16 @@ def runs_rerun(name: str, new: str, stores: Path) -> None:
         raise RequestError(
             f"run {name!r} was not made by a command; run the code that made it again."
         )
-    argv = _without(recorded[1:], values=("--name", "--stores"), flags=("--resume", "--json"))
+    if next((word for word in recorded if word in NOUNS), None) == "demo":
+        step = str(old.attrs.get("analysis", "")).replace("-", " ")
+        raise RequestError(
+            f"run {name!r} is one of the four that `refusal-nn demo` made, which cannot be repeated "
+            f"alone; repeat the demo in another folder (--stores DIR), or make this step with "
+            f"`refusal-nn {step}`."
+        )
+    argv = _without(
+        recorded[1:], values=("--name", "--stores"), flags=("--resume", "--json", "--detach")
+    )
     before = old.open()
     invoke([*argv, "--stores", str(stores), "--name", new])
     equal = before.equals(open_runs(stores)[new].open())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import refusal_nn.interventions as interventions
     import refusal_nn.judges as judges
     import refusal_nn.models as models
+    import refusal_nn.patching as patching
     import refusal_nn.plots as plots
     import refusal_nn.prompts as prompts
     import refusal_nn.report as report
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
         ZeroAblation,
     )
     from refusal_nn.models import load_model
-    from refusal_nn.prompts import Prompts, load_prompts
+    from refusal_nn.prompts import Pairs, Prompts, load_pairs, load_prompts
     from refusal_nn.store import open_runs
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ _SUBMODULES = (
     "interventions",
     "judges",
     "models",
+    "patching",
     "plots",
     "prompts",
     "report",
@@ -64,11 +66,13 @@ _ATTRIBUTES = {
     "ActivationAddition": "refusal_nn.interventions",
     "DirectionalAblation": "refusal_nn.interventions",
     "MeanAblation": "refusal_nn.interventions",
+    "Pairs": "refusal_nn.prompts",
     "Patch": "refusal_nn.interventions",
     "Prompts": "refusal_nn.prompts",
     "ZeroAblation": "refusal_nn.interventions",
     "evaluate": "refusal_nn.evaluation",
     "load_model": "refusal_nn.models",
+    "load_pairs": "refusal_nn.prompts",
     "load_prompts": "refusal_nn.prompts",
     "open_runs": "refusal_nn.store",
 }
@@ -77,6 +81,7 @@ __all__ = [
     "ActivationAddition",
     "DirectionalAblation",
     "MeanAblation",
+    "Pairs",
     "Patch",
     "Prompts",
     "ZeroAblation",
@@ -87,9 +92,11 @@ __all__ = [
     "interventions",
     "judges",
     "load_model",
+    "load_pairs",
     "load_prompts",
     "models",
     "open_runs",
+    "patching",
     "plots",
     "prompts",
     "report",

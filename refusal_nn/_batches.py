@@ -20,6 +20,21 @@ def rows_per_pass(model: Model) -> int:
     return max(32, min(256, (1 << 16) // model.d_model))
 
 
+def rows_asked(model: Model, batch_size: int | None) -> int:
+    """Rows in a forward pass: as asked for, else the default.
+
+    Raises
+    ------
+    RequestError
+        If fewer than one is asked for.
+    """
+    if batch_size is None:
+        return rows_per_pass(model)
+    if batch_size < 1:
+        raise RequestError(f"batch size must be at least 1, got {batch_size}.")
+    return int(batch_size)
+
+
 def batches_of(n: int, size: int, dim: str) -> list[dict[str, slice]]:
     """Regions of ``size`` along ``dim``, the last one shorter."""
     if size < 1:

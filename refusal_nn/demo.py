@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 STYLES = {"harmful": "toxic", "harmless": "safe", "hard": "hard"}
 """What the summary calls a class, and the style of its prompts."""
 
+SHOWN = {
+    "harmful": ("baseline", "ablation"),
+    "harmless": ("baseline", "addition"),
+    "hard": ("baseline",),
+}
+"""Conditions of the summary, by class."""
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -30,7 +37,10 @@ class Demo:
     report: Path
 
     def summary(self) -> dict[str, Any]:
-        """The headline numbers as plain data, each rate with its interval."""
+        """The headline numbers as plain data, each rate with its interval.
+
+        Classes that the test prompts lack are left out.
+        """
         selected, evaluated = self.runs[2].tree.attrs, self.runs[3].tree["rates"]
         table = evaluated.to_dataset().load()
         return {
@@ -41,9 +51,9 @@ class Demo:
                 key: selected[key] for key in ("layer", "position", "bypass", "induce", "kl")
             },
             "refusal_rate": {
-                "harmful": _rates(table, "harmful", ("baseline", "ablation")),
-                "harmless": _rates(table, "harmless", ("baseline", "addition")),
-                "hard": _rates(table, "hard", ("baseline",)),
+                group: _rates(table, group, names)
+                for group, names in SHOWN.items()
+                if _has(table, group)
             },
             "controls": {
                 **_rates(table, "harmful", ("random_ablation",)),
@@ -57,7 +67,8 @@ class Demo:
                     for name in ("baseline", "ablation")
                 }
                 for category in table["category"].values
-                if int(
+                if _has(table, "harmful")
+                and int(
                     table["category_refusal_rate_n"].sel(
                         intervention="baseline", style="toxic", category=category
                     )
@@ -125,7 +136,13 @@ def run_demo(
     return Demo(runs, page)
 
 
+def _has(table: xr.Dataset, group: str) -> bool:
+    return STYLES[group] in table["style"].values
+
+
 def _rates(table: xr.Dataset, group: str, names: tuple[str, ...]) -> dict[str, Any]:
+    if not _has(table, group):
+        return {}
     return {
         name: rate_of(table.sel(intervention=name, style=STYLES[group], drop=True))
         for name in names

@@ -44,5 +44,32 @@ class BackendError(WorkError):
     """A backend failed to execute a job."""
 
 
+class UnavailableError(BackendError):
+    """A server cannot be reached or is not ready; the same call may succeed later."""
+
+
+class Detached(RefusalNNError):
+    """Jobs are submitted and nobody waits for them: not a failure (exit code 0).
+
+    Attributes
+    ----------
+    jobs : dict
+        Id to the state last heard of.
+    run : str
+        Name of the run they belong to; empty where it is not kept.
+    """
+
+    def __init__(self, host: str, jobs: dict[str, str], run: str = "") -> None:
+        self.host = host
+        self.jobs = jobs
+        self.run = run
+        count = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+        states = ", ".join(f"{job} ({state.lower()})" for job, state in jobs.items())
+        text = f"{count} under way at {host}: {states}"
+        if run:
+            text = f"run {run!r}: {text}; collect with `refusal-nn runs resume {run}`"
+        super().__init__(f"{text}.")
+
+
 class VerificationError(WorkError):
     """Stored data do not match their manifest."""

@@ -6,16 +6,15 @@ what ablation does to harmless prompts, what addition does to harmful ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from refusal_nn import judges, stats
-from refusal_nn._batches import prompt_labels, rows_per_pass
-from refusal_nn.errors import RequestError
+from refusal_nn._batches import prompt_labels, rows_asked
+from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.interventions import Intervention
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import (
@@ -26,6 +25,7 @@ from refusal_nn.tracing import (
     completions,
     forward_request,
     generate_request,
+    of_rows,
     pad,
 )
 
@@ -69,10 +69,10 @@ def evaluate(
         Test prompts, disjoint from those the interventions were made on. Must hold harmless ones,
         which calibrate the coherence gate.
     conditions : mapping
-        Name to interventions; ``baseline`` (no intervention) is added if it is not there. A vector
-        with one row a prompt gives each prompt its own.
+        Name to a list of interventions; ``baseline`` (no intervention) is added if it is not there.
+        A vector with one row a prompt gives each prompt its own.
     max_new_tokens : int
-        Length of the greedy completions, in tokens.
+        Length of the greedy completions, in tokens; 6 or more, which the coherence gate needs.
     refusal_tokens : sequence of int, optional
         Adds ``refusal_score``: the log-odds of these tokens at the last prompt position.
     reference_request : str
@@ -96,9 +96,19 @@ def evaluate(
     Raises
     ------
     RequestError
-        If there are no harmless prompts or a row-wise vector does not have one row a prompt.
+        If there are no harmless prompts, a condition is not a list of interventions, ``baseline``
+        has some, completions are to be too short to judge, or a row-wise vector does not have one
+        row a prompt.
+    WorkError
+        If the model answers every harmless prompt in five tokens or fewer.
     """
-    named = {"baseline": [], **{k: list(v) for k, v in conditions.items()}}
+    named = _checked_conditions(conditions)
+    if max_new_tokens <= SKIPPED:
+        raise RequestError(
+            f"completions of {max_new_tokens} tokens cannot be judged for coherence, which is read "
+            f"from their token {SKIPPED + 1} on; ask for max_new_tokens {SKIPPED + 1} or more "
+            "(--max-new-tokens)."
+        )
     if not len(prompts.harmless):
         raise RequestError(
             f"prompts {prompts.name!r} hold no harmless ones; the coherence gate is calibrated on the "
@@ -112,7 +122,7 @@ def evaluate(
         max_new_tokens,
         refusal_tokens,
         reference_request,
-        batch_size or rows_per_pass(model),
+        rows_asked(model, batch_size),
         rec,
     )
     out = judge(measured).assign_attrs(
@@ -125,16 +135,52 @@ def evaluate(
     return xr.DataTree.from_dict({"/": out, "/rates": rates(out, confidence=confidence)})
 
 
+def _checked_conditions(
+    conditions: Mapping[str, Sequence[Intervention]],
+) -> dict[str, list[Intervention]]:
+    """The conditions by name, ``baseline`` first where it is not given."""
+    named: dict[str, list[Intervention]] = {"baseline": []}
+    for name, given in conditions.items():
+        if isinstance(given, Intervention) or not isinstance(given, Iterable):
+            raise RequestError(
+                f"condition {name!r} is a {type(given).__name__}; give a list of interventions, "
+                f"such as {{{name!r}: [DirectionalAblation(direction)]}}."
+            )
+        named[str(name)] = list(given)
+        for item in named[str(name)]:
+            if not isinstance(item, Intervention):
+                raise RequestError(
+                    f"condition {name!r} holds a {type(item).__name__}; give a list of interventions."
+                )
+    if named["baseline"]:
+        raise RequestError(
+            "condition 'baseline' is the unedited model, which the coherence gate is calibrated on; "
+            "give its interventions another name."
+        )
+    return named
+
+
 def judge(measured: xr.Dataset) -> xr.Dataset:
     """Add ``coherent`` and ``refused`` to measured completions.
 
     The NLL limit is taken from condition ``baseline`` on harmless prompts and kept in
     ``attrs["nll_limit"]``.
+
+    Raises
+    ------
+    WorkError
+        If no such completion is longer than five tokens, so that there is no limit.
     """
     harmless = measured["harm"].values == "harmless"
     own = measured["nll"].sel(intervention="baseline").values[harmless]
     own = own[np.isfinite(own)]
-    limit = float(np.quantile(own, NLL_QUANTILE)) if len(own) else float("inf")
+    if not len(own):
+        raise WorkError(
+            f"none of {int(harmless.sum())} harmless prompts got a completion of more than {SKIPPED} "
+            "tokens from the unedited model, so there is nothing to calibrate the coherence gate on; "
+            "add harmless prompts that it answers at length."
+        )
+    limit = float(np.quantile(own, NLL_QUANTILE))
     dims = ("intervention", "prompt")
     coherent = judges.coherent(measured["repetition"].values, measured["nll"].values, limit)
     coherent &= measured["n_tokens"].values > 0
@@ -253,7 +299,7 @@ def _measure(
 
     def requests(b: int) -> list[Request]:
         name, part = names[batches[b]["intervention"].start], batches[b]["prompt"]
-        edits = [_of_rows(i, part, len(prompts)) for i in conditions[name]]
+        edits = of_rows(conditions[name], part, len(prompts))
         batch = pad(rows[part], model.pad_token)
         asked = [generate_request(model, batch, edits, max_new_tokens=max_new_tokens)]
         if refusal_tokens is not None:
@@ -358,21 +404,6 @@ def completion_nll(new: Sequence[Sequence[int]], results: Results) -> np.ndarray
         mean = results[0]["log_prob"][row, -(len(new[i]) - SKIPPED) :].double().mean()
         out[i] = -float(mean)
     return out
-
-
-def _of_rows(intervention: Intervention, part: slice, n: int) -> Intervention:
-    """The intervention for a batch: vectors with one row a prompt are cut to the batch's rows."""
-    changes = {}
-    for name in intervention._arrays:
-        array = getattr(intervention, name)
-        if array.ndim > 1:
-            if len(array) != n:
-                raise RequestError(
-                    f"{type(intervention).__name__}: {name} has {len(array)} rows for {n} prompts; "
-                    "give one vector, or one a prompt."
-                )
-            changes[name] = array[part]
-    return replace(intervention, **changes) if changes else intervention
 
 
 def _present(values: np.ndarray) -> list[str]:

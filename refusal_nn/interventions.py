@@ -108,6 +108,7 @@ class Intervention(ABC):
 
     kind: ClassVar[str]
     _arrays: ClassVar[tuple[str, ...]] = ()
+    _row_arrays: ClassVar[tuple[str, ...]] = ()  # those whose first of several axes is the row
 
     def __post_init__(self) -> None:
         for name in ("layers", "positions", "heads"):
@@ -224,6 +225,7 @@ class DirectionalAblation(Intervention):
     sites: Sequence[str] = WRITES
     kind: ClassVar[str] = "directional_ablation"
     _arrays: ClassVar[tuple[str, ...]] = ("direction",)
+    _row_arrays = _arrays
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -262,6 +264,7 @@ class ActivationAddition(Intervention):
     site: str = "resid_pre"
     kind: ClassVar[str] = "activation_addition"
     _arrays: ClassVar[tuple[str, ...]] = ("direction",)
+    _row_arrays = _arrays
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -356,6 +359,7 @@ class Patch(Intervention):
     site: str = "resid_pre"
     kind: ClassVar[str] = "patch"
     _arrays: ClassVar[tuple[str, ...]] = ("value",)
+    _row_arrays = _arrays
 
     def __post_init__(self) -> None:
         super().__post_init__()

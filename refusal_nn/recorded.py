@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from refusal_nn import store
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import Detached, RequestError, StoreError
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Raised when the meaning of stored variables changes, so that old runs are not taken for new ones."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Keeping:
     stores : Path
         Folder of runs.
     name : str, optional
-        Name of the run; default ``<noun>-<verb>-<model>-<8 of the fingerprint>``.
+        Name of the run; default ``<noun>-<verb>-<model>-<8 of the fingerprint>``. Letters, digits,
+        ``.``, ``_`` and ``-``, beginning with a letter or digit.
     request : mapping
         What ``runs resume`` needs to make the same request again (``argv``, ``cwd``).
     command : str
@@ -37,7 +42,13 @@ class Keeping:
     resume : bool
         Insist that the run is there already, complete or partial.
     progress : callable, optional
-        ``progress(stage, done, total)``.
+        ``progress(stage, done, total)``. If it has a ``status``, that is given a line about the jobs
+        under way on a server whenever it changes.
+
+    Raises
+    ------
+    RequestError
+        If the name is not one.
     """
 
     stores: Path
@@ -46,6 +57,17 @@ class Keeping:
     command: str = "python"
     resume: bool = False
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        # no separators: a run lies in the folder of runs, where `runs list` sees it
+        if self.name is not None and (
+            not _NAME.fullmatch(self.name) or self.name.endswith((".zarr", ".partial"))
+        ):
+            raise RequestError(
+                f"{self.name!r} cannot be the name of a run; use letters, digits, '.', '_' and '-', "
+                "beginning with a letter or digit and without .zarr at the end (the folder is "
+                "--stores)."
+            )
 
 
 @dataclass(frozen=True)
@@ -115,7 +137,12 @@ def record(
     Raises
     ------
     StoreError
-        If the name is taken by another request, or ``resume`` was asked and there is no such run.
+        If the name is taken by another request.
+    RequestError
+        If ``resume`` was asked and there is no such run, or the request turns out to be wrong before a
+        batch is done; nothing is left behind then.
+    Detached
+        If the model was loaded with ``detach`` and jobs are still under way.
     """
     noun, _, verb = analysis.partition("-")
     identity = model.identity()
@@ -159,27 +186,54 @@ def record(
     with recorder:
         if recorder.already_complete:
             return Run(recorder.path, recorder.open(), reused=True)
-        groups, attrs = work(recorder)
+        try:
+            with _jobs_of(model, keeping, name):
+                groups, attrs = work(recorder)
+        except StoreError:
+            raise  # of the folder, not of what was asked: it may go on later
+        except RequestError:
+            recorder.abandon()
+            raise
         return Run(recorder.path, recorder.commit(groups, attrs, keep=keep), reused=False)
 
 
+@contextmanager
+def _jobs_of(model: Model, keeping: Keeping, name: str) -> Iterator[None]:
+    """Jobs on a server are reported; where they are left alone, the message says for which run."""
+    link = model.remote
+    if link is None:
+        yield
+        return
+    before = link.notify
+    link.notify = getattr(keeping.progress, "status", None)
+    try:
+        yield
+    except Detached as left:
+        raise Detached(left.host, left.jobs, name) from None
+    finally:
+        link.notify = before
+
+
 def open_input(stores: Path, name: str, analysis: str) -> Run:
-    """A complete run of one analysis, by name or path.
+    """A complete run of one analysis, by name or path, whose files are as they were when it was made.
 
     Raises
     ------
-    StoreError
+    RequestError
         If there is no such run, it is partial, or it is of another analysis.
+    VerificationError
+        If its files do not match its manifest.
     """
     given = Path(name)
     path = given if given.parent != Path() or given.exists() else Path(stores) / name
     folder = store.locate(path)
-    attrs = store.read_attrs(folder)
     run = store.run_name(folder)
     if folder.name.endswith(".partial"):
         raise RequestError(
             f"run {run!r} is partial; finish it with `refusal-nn runs resume {run}` first."
         )
+    store.verify(folder)
+    attrs = store.read_attrs(folder)
     if attrs.get("analysis") != analysis:
         raise RequestError(
             f"run {run!r} is a {attrs.get('analysis')} run, but a {analysis} run is needed here."

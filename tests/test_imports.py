@@ -28,6 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_batches",),
     ("recorded",),
     ("directions", "evaluation"),
+    ("attribution",),
+    ("circuits", "patching"),
     ("plots",),
     ("report",),
     ("demo",),

@@ -15,11 +15,20 @@ import numpy as np
 import torch
 import xarray as xr
 
-from refusal_nn._batches import batches_of, prompt_labels, rows_per_pass
+from refusal_nn._batches import batches_of, prompt_labels, rows_asked
 from refusal_nn.directions._refusal_tokens import discover_refusal_tokens, parse_tokens
 from refusal_nn.errors import RequestError, WorkError
+from refusal_nn.prompts._labels import quote
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Capture, Passes, Request, Results, forward_request, pad
+from refusal_nn.tracing import (
+    Capture,
+    Passes,
+    Request,
+    Results,
+    forward_request,
+    pad,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -74,7 +83,7 @@ def extract(
     Raises
     ------
     RequestError
-        If a class has no prompts or the method is unknown.
+        If a class has no prompts, the method is unknown, or a position is not in every prompt.
     WorkError
         If screening leaves a class without prompts.
 
@@ -90,8 +99,8 @@ def extract(
                 f"prompts {prompts.name!r} hold no {harm} prompts; a difference in means needs both."
             )
     rec = recorder if recorder is not None else MemoryRecorder()
-    size = batch_size or rows_per_pass(model)
-    where = tuple(model.chat.positions if positions is None else positions)
+    size = rows_asked(model, batch_size)
+    where = _checked_positions(model, prompts, positions)
     tokens = parse_tokens(model, refusal_tokens) or discover_refusal_tokens(
         model, prompts, batch_size=batch_size, seed=seed, recorder=rec
     )
@@ -132,6 +141,30 @@ def extract(
             "screened": bool(screen),
         },
     )
+
+
+def _checked_positions(
+    model: Model, prompts: Prompts, positions: Sequence[int] | None
+) -> tuple[int, ...]:
+    """Positions that every prompt has; asked before anything is computed."""
+    if positions is None:
+        return model.chat.positions
+    where = tuple(whole_numbers("positions", positions))
+    if max(where) >= 0:
+        raise RequestError(
+            "positions count from the end of the prompt, so they are negative (-1 is its last "
+            f"token); got {list(where)}."
+        )
+    if len(set(where)) < len(where):
+        raise RequestError(f"positions {list(where)} name one twice; name each once.")
+    rows = model.chat.tokens(prompts.texts)
+    shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
+    if -min(where) > len(rows[shortest]):
+        raise RequestError(
+            f"position {min(where)} is not in every prompt: {quote(prompts.texts[shortest])} has "
+            f"{len(rows[shortest])} tokens with its template."
+        )
+    return where
 
 
 def refusal_scores(

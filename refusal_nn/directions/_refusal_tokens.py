@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from refusal_nn import judges
-from refusal_nn._batches import batches_of, prompt_labels, rows_per_pass
+from refusal_nn._batches import batches_of, prompt_labels, rows_asked
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import Passes, Request, Results, completions, generate_request, pad
@@ -69,7 +70,7 @@ def discover_refusal_tokens(
     drawn = [c.take(min(n, len(c)), seed=seed).prompt_id for c in (harmful, harmless)]
     asked = prompts[np.flatnonzero(np.isin(prompts.prompt_id, np.concatenate(drawn)))]
     rows = model.chat.tokens(asked.texts)
-    size = batch_size or rows_per_pass(model)
+    size = rows_asked(model, batch_size)
     template = xr.Dataset(
         {
             "completion": ("prompt", np.full(len(asked), "", dtype=object)),
@@ -124,14 +125,15 @@ def parse_tokens(model: Model, tokens: Sequence[int | str] | str | None) -> list
     Raises
     ------
     RequestError
-        If a text is not a single token of this model, or an id is outside its vocabulary.
+        If a text is not a single token of this model, or an id is outside its vocabulary or no whole
+        number.
     """
     if tokens is None:
         return None
-    items: list[int | str] = [*(tokens.split(",") if isinstance(tokens, str) else tokens)]
+    items: list[Any] = [*(tokens.split(",") if isinstance(tokens, str) else tokens)]
     out = []
     for item in items:
-        if isinstance(item, str) and not item.strip().isdigit():
+        if isinstance(item, str) and not _is_id(item):
             ids = model.tokenizer(item, add_special_tokens=False)["input_ids"]
             if len(ids) != 1:
                 raise RequestError(
@@ -140,7 +142,7 @@ def parse_tokens(model: Model, tokens: Sequence[int | str] | str | None) -> list
                 )
             out.append(int(ids[0]))
         else:
-            out.append(int(item))
+            out.append(int(item) if isinstance(item, str) else _whole(item))
     for token in out:
         if not 0 <= token < model.arch.vocab_size:
             raise RequestError(
@@ -150,3 +152,20 @@ def parse_tokens(model: Model, tokens: Sequence[int | str] | str | None) -> list
     if not out:
         raise RequestError("no refusal token was given; leave the option out to discover them.")
     return out
+
+
+def _is_id(text: str) -> bool:
+    # isdigit alone also holds for characters such as "²", which are texts and no numbers
+    return text.strip().isascii() and text.strip().isdigit()
+
+
+def _whole(item: Any) -> int:
+    try:
+        if isinstance(item, bool | np.bool_):
+            raise TypeError
+        return operator.index(item)
+    except TypeError as error:
+        raise RequestError(
+            f"refusal token {item!r} is neither a text nor a whole number; give token ids or texts of "
+            "one token each."
+        ) from error

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import prompt_labels, rows_per_pass
+from refusal_nn._batches import prompt_labels, rows_asked
 from refusal_nn.directions._extract import refusal_scores
 from refusal_nn.directions._refusal_tokens import parse_tokens
+from refusal_nn.directions._score_table import whole_labels
+from refusal_nn.directions._select import checked_thresholds
 from refusal_nn.directions._used import check_new
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
@@ -96,18 +98,20 @@ def score(
         measured; ``bypass_per_prompt``, ``induce_per_prompt``, ``kl_per_prompt``
         ``(position, layer, prompt)``; ``dropped_by`` ``(position, layer)``: the criterion that
         ruled a candidate out, or ``""``; ``direction``; ``text``, ``refusal_score`` and ``kept``
-        ``(prompt)``.
+        ``(prompt)``. Layers ascend, whatever their order in the candidates.
 
     Raises
     ------
     RequestError
-        If the candidates do not fit the model, or a class has no prompts.
+        If the candidates do not fit the model or lack labels, a threshold is no number, or a class
+        has no prompts.
     PromptError
         If the selection prompts share a prompt or a family with the discovery prompts.
     WorkError
         If screening leaves a class without prompts.
     """
     _check_candidates(model, candidates)
+    checked_thresholds(kl_max, induce_min, layer_fraction)
     check_new(prompts, candidates, role="discovery")
     rec = recorder if recorder is not None else MemoryRecorder()
     tokens = parse_tokens(model, refusal_tokens)
@@ -115,7 +119,7 @@ def score(
         if "refusal_tokens" not in candidates.attrs:
             raise RequestError("the candidates name no refusal tokens; pass refusal_tokens.")
         tokens = [int(t) for t in candidates.attrs["refusal_tokens"]]
-    rows = batch_size or rows_per_pass(model)
+    rows = rows_asked(model, batch_size)
     base = refusal_scores(
         model, prompts, tokens, batch_size=rows, recorder=rec, stage="baseline", slack=True
     )
@@ -184,13 +188,13 @@ class _Sweep:
         self.harmless = np.flatnonzero(kept & (harm == "harmless"))
         self.token_rows = model.chat.tokens(prompts.texts)
         # layer by layer, so that the candidates that start at one block are neighbours
-        flat = candidates["direction"].transpose("layer", "position", "d_model")
+        flat = candidates["direction"].transpose("layer", "position", "d_model").sortby("layer")
         self.grid = flat.isel(d_model=0, drop=True)
         self.directions = flat.values.reshape(-1, flat.sizes["d_model"])
         self.layers = np.repeat(flat["layer"].values, flat.sizes["position"])
         self.positions = np.tile(flat["position"].values, flat.sizes["layer"])
         self.per_layer = flat.sizes["position"]
-        self.direction = candidates["direction"]
+        self.direction = flat
         self.slack = slack
 
     def induce(self, chosen: np.ndarray) -> xr.DataArray:
@@ -390,6 +394,15 @@ def _check_candidates(model: Model, candidates: xr.Dataset) -> None:
             f"the candidates hold no variable 'direction' (they hold {held}); give the result of "
             "direction extract."
         )
+    for dim in ("position", "layer", "d_model"):
+        if dim not in candidates["direction"].dims:
+            raise RequestError(
+                f"the candidates' direction has no dim {dim!r} (it has "
+                f"{', '.join(map(str, candidates['direction'].dims))}); give the result of direction "
+                "extract, or expand_dims."
+            )
+    for dim in ("position", "layer"):
+        whole_labels(candidates, dim, "the candidates")
     width = candidates.sizes.get("d_model")
     if width != model.d_model or int(candidates["layer"].max()) >= model.n_layers:
         raise RequestError(

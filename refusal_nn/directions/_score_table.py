@@ -41,7 +41,7 @@ def checked_table(scores: xr.Dataset) -> xr.Dataset:
             )
         if scores[name].dtype.kind not in "fiu":
             raise RequestError(f"{name} holds {scores[name].dtype}; scores must be numbers.")
-    labels = {dim: _labels(scores, dim) for dim in TABLE}
+    labels = {dim: whole_labels(scores, dim) for dim in TABLE}
     if (labels["position"] >= 0).any():
         raise RequestError(
             "positions must be labelled from the end of the prompt, -n to -1; the table has "
@@ -54,18 +54,26 @@ def checked_table(scores: xr.Dataset) -> xr.Dataset:
     return table.assign_coords(labels)
 
 
-def _labels(scores: xr.Dataset, dim: str) -> NDArray[np.int64]:
+def whole_labels(scores: xr.Dataset, dim: str, what: str = "the score table") -> NDArray[np.int64]:
+    """Labels of a dim as whole numbers, each once; ``what`` is the table's name in messages.
+
+    Raises
+    ------
+    RequestError
+        If there are none, or they are not whole numbers, or one occurs twice.
+    """
+    has = "has" if what == "the score table" else "have"
     if dim not in scores.coords:
-        raise RequestError(f"the score table has no labels for {dim}; assign a coord {dim!r}.")
+        raise RequestError(f"{what} {has} no labels for {dim}; assign a coord {dim!r}.")
     values = np.asarray(scores[dim].values)
     whole = values.dtype.kind in "iuf" and bool((values == np.floor(values)).all())
     if not whole:
         raise RequestError(
-            f"labels of {dim} must be whole numbers; the table has {values.tolist()}."
+            f"labels of {dim} must be whole numbers; {what} {has} {values.tolist()}."
         )
     labels = values.astype(np.int64)
     if len(np.unique(labels)) != len(labels):
-        raise RequestError(f"labels of {dim} occur twice in the score table; drop one of each.")
+        raise RequestError(f"labels of {dim} occur twice in {what}; drop one of each.")
     return labels
 
 

@@ -164,7 +164,7 @@ def admissible(
     return _admissible(
         checked_table(scores),
         layers_of_model(scores),
-        _thresholds(kl_max, induce_min, layer_fraction),
+        checked_thresholds(kl_max, induce_min, layer_fraction),
     )
 
 
@@ -236,7 +236,7 @@ def select(
     scores = as_dataset(scores)
     table = checked_table(scores)
     n_layers = layers_of_model(scores)
-    thresholds = _thresholds(kl_max, induce_min, layer_fraction)
+    thresholds = checked_thresholds(kl_max, induce_min, layer_fraction)
     passed = _admissible(table, n_layers, thresholds)
     tallies = {str(name): int((~passed["passes"].sel(filter=name)).sum()) for name in FILTERS}
     common: dict[str, Any] = {
@@ -262,9 +262,19 @@ def select(
     return Selection(layer, position, bypass, induce, kl, (), ties, direction, **common)
 
 
-def _thresholds(kl_max: float, induce_min: float, layer_fraction: float) -> dict[str, float]:
+def checked_thresholds(kl_max: float, induce_min: float, layer_fraction: float) -> dict[str, float]:
+    """The thresholds of the rule as floats.
+
+    Raises
+    ------
+    RequestError
+        If one is no number, or the fraction is none.
+    """
     out = {"kl_max": kl_max, "induce_min": induce_min, "layer_fraction": layer_fraction}
     for name, value in out.items():
+        number = isinstance(value, int | float | np.integer | np.floating)
+        if not number or isinstance(value, bool):
+            raise RequestError(f"{name} is {value!r}, which is no number; give one, such as 0.1.")
         if np.isnan(value):
             raise RequestError(f"{name} is NaN; give a number.")
     if not 0 <= layer_fraction <= 1:

@@ -11,6 +11,8 @@ from refusal_nn.models._architecture import (
 from refusal_nn.models._catalogue import EMBEDDED, embedded_path
 from refusal_nn.models._chat import Chat
 from refusal_nn.models._model import DTYPES, Model, load_model, quiet, wrap_model
+from refusal_nn.models._remote import Limits, Link, compare_versions, deployed
+from refusal_nn.models._service import Service
 
 __all__ = [
     "BLOCK_SITES",
@@ -20,9 +22,14 @@ __all__ = [
     "SITES",
     "Architecture",
     "Chat",
+    "Limits",
+    "Link",
     "Model",
     "Place",
+    "Service",
     "build_architecture",
+    "compare_versions",
+    "deployed",
     "embedded_path",
     "load_model",
     "quiet",

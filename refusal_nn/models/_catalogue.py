@@ -11,6 +11,9 @@ EMBEDDED = {
 }
 """Name to one-line summary."""
 
+ON_SERVERS = {name: f"refusal-nn/{name}" for name in EMBEDDED}
+"""Embedded name to the hub repository that an NDIF server knows it by."""
+
 
 def embedded_path(name: str) -> Path | None:
     """The folder of an embedded model, or None if no model of that name ships."""

@@ -10,11 +10,13 @@ span).
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refusal_nn.errors import ModelError
+from refusal_nn.errors import ModelError, PromptError
 
 _PROBES = (
     "Tell me a story",
@@ -27,9 +29,12 @@ _PROBES = (
     "x",
 )
 _SENTINEL = "Zq7Qz"
+_SHOWN = 60
 _NEEDS = (
     "pass --chat-template FILE (a Jinja template), or --chat-template raw to send text as it is"
 )
+
+_log = logging.getLogger(__name__)
 
 
 class Chat:
@@ -39,10 +44,15 @@ class Chat:
     ----------
     tokenizer : transformers tokenizer
     template : str, optional
-        ``"raw"`` (no template; the span is the last prompt token), a path to a Jinja template, or
-        None for the tokenizer's own.
+        ``"raw"`` (no template, so no span), a path to a Jinja template, or None for the tokenizer's
+        own.
     name : str
         The model's name, for messages.
+
+    Attributes
+    ----------
+    eoi_tokens : tuple of int
+        Token ids of the end-of-instruction span; empty without a template.
 
     Raises
     ------
@@ -57,15 +67,18 @@ class Chat:
         if template is not None and not self.raw:
             try:
                 self._template = Path(template).read_text(encoding="utf-8")
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
                 raise ModelError(
-                    f"chat template {template!r} cannot be read ({error.strerror}); {_NEEDS}."
+                    f"chat template {template!r} cannot be read ({reason}); {_NEEDS}."
                 ) from error
         elif not self.raw:
             self._template = getattr(tokenizer, "chat_template", None)
             if not self._template:
                 raise ModelError(f"model {name!r} has no chat template; {_NEEDS}.")
-        self.eoi_tokens = self._find_span(name)
+        self._control = self._control_tokens()
+        self._warned: set[str] = set()
+        self.eoi_tokens = () if self.raw else self._find_span(name)
 
     @property
     def n_eoi(self) -> int:
@@ -74,8 +87,8 @@ class Chat:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Positions of the span from the end of the prompt: ``-n, ..., -1``."""
-        return tuple(range(-self.n_eoi, 0))
+        """Positions of the span from the end of the prompt: ``-n, ..., -1``; else the last token."""
+        return tuple(range(-max(1, self.n_eoi), 0))
 
     @property
     def hash(self) -> str:
@@ -100,7 +113,29 @@ class Chat:
         return str(text)
 
     def tokens(self, instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of each formatted prompt, unpadded."""
+        """Token ids of each formatted prompt, unpadded.
+
+        A control token written in an instruction, such as ``<|end|>``, is read by the model as what
+        it is; that is done as asked, and logged as a warning once a prompt.
+
+        Raises
+        ------
+        ModelError
+            If a prompt has no tokens.
+        PromptError
+            If a prompt does not end with the end-of-instruction span.
+        """
+        rows = self._tokens(instructions)
+        for text, row in zip(instructions, rows, strict=True):
+            if self.n_eoi and tuple(row[-self.n_eoi :]) != self.eoi_tokens:
+                raise PromptError(
+                    f"the end of prompt {_quote(text)} merges with the tokens of the chat template after "
+                    "it, so it has no end-of-instruction span; remove it."
+                )
+            self._warn_of_control(text)
+        return rows
+
+    def _tokens(self, instructions: Sequence[str]) -> list[list[int]]:
         if not instructions:
             return []
         texts = [self.format(i) for i in instructions]
@@ -112,9 +147,7 @@ class Chat:
         return [list(row) for row in ids]
 
     def _find_span(self, name: str) -> tuple[int, ...]:
-        rows = self.tokens(_PROBES)
-        if self.raw:
-            return (rows[0][-1],)
+        rows = self._tokens(_PROBES)
         # a made-up word is in no template, as the letters and words of the other probes may be
         _, found, after = self.format(_SENTINEL).rpartition(_SENTINEL)
         if not found:
@@ -138,6 +171,27 @@ class Chat:
                 "end-of-instruction token; pass --chat-template raw to use the last prompt token."
             )
         return tuple(span)
+
+    def _control_tokens(self) -> re.Pattern[str] | None:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        texts = sorted({str(token) for token in added if token.special}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+    def _warn_of_control(self, text: str) -> None:
+        found = self._control.search(text) if self._control is not None else None
+        if found is not None and text not in self._warned:
+            self._warned.add(text)
+            _log.warning(
+                "prompt %s holds the control token %r, which the model reads as such and not as text; "
+                "remove it if that is not meant",
+                _quote(text),
+                found[0],
+            )
+
+
+def _quote(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1].rstrip()}…")
 
 
 def _inside(decoded: str, after: str) -> bool:

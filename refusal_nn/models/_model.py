@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -20,15 +18,18 @@ from refusal_nn.models import _anyio  # noqa: F401 - before anything imports nns
 from refusal_nn.models._architecture import Architecture, build_architecture
 from refusal_nn.models._catalogue import EMBEDDED, embedded_path
 from refusal_nn.models._chat import Chat
+from refusal_nn.models._hashes import tokenizer_hash, weights_hash
 
-BACKENDS = ("local", "dry-run")
+if TYPE_CHECKING:
+    from refusal_nn.models._remote import Limits, Link
+
+BACKENDS = ("local", "ndif", "dry-run")
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_HASH_LIMIT = 2_000_000_000
 
 
 @dataclass(eq=False)
@@ -44,13 +45,15 @@ class Model:
     arch : Architecture
         Where its parts are.
     backend : str
-        ``local`` or ``dry-run``.
+        ``local``, ``ndif`` or ``dry-run``.
     source : str
         What it was loaded from: a folder or a hub id.
     verified : bool
         Whether a trace has shown that the residual stream adds up on the map.
     lock : threading.RLock
         Held while a trace runs: one nnsight model cannot be traced from two threads.
+    remote : Link or None
+        Where jobs go, for a model on an NDIF server. Its ``module`` then has a shape and no weights.
     """
 
     name: str
@@ -66,7 +69,9 @@ class Model:
     weights_hash: str = ""
     verified: bool = False
     lock: Any = field(default_factory=threading.RLock, repr=False)
+    remote: Link | None = field(default=None, repr=False)
     _chat: Chat | None = field(default=None, repr=False)
+    _tokenizer_hash: str = field(default="", repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a trace that is sent elsewhere, ``model`` is its nnsight model and its sizes.
@@ -126,6 +131,13 @@ class Model:
         )
 
     @property
+    def tokenizer_hash(self) -> str:
+        """16 hex digits of the whole tokenizer and of the tokens that end a completion."""
+        if not self._tokenizer_hash:
+            self._tokenizer_hash = tokenizer_hash(self.tokenizer, self.eos_tokens)
+        return self._tokenizer_hash
+
+    @property
     def pad_token(self) -> int:
         """Token id used for padding; masked, so its value does not matter."""
         pad = self.tokenizer.pad_token_id
@@ -141,10 +153,10 @@ class Model:
             "model": self.name,
             "revision": self.revision or "",
             "weights_hash": self.weights_hash,
-            "tokenizer_hash": _tokenizer_hash(self.tokenizer),
+            "tokenizer_hash": self.tokenizer_hash,
             "template_hash": self.chat.hash,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
+            "device": "server" if self.remote is not None else self.device.type,
             "backend": self.backend,
         }
 
@@ -153,12 +165,15 @@ def load_model(
     name: str,
     *,
     backend: str = "local",
+    host: str | None = None,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    limits: Limits | None = None,
+    detach: bool = False,
 ) -> Model:
     """Load a chat model by embedded name, local folder or hub id.
 
@@ -166,14 +181,18 @@ def load_model(
     ----------
     name : str
         An embedded model (``tiny-refuser``), a folder written by ``save_pretrained``, or a hub id.
-    backend : {"local", "dry-run"}
-        Where jobs run. ``dry-run`` runs the serialised job in a process where this package cannot
-        be imported, as a server would.
+    backend : {"local", "ndif", "dry-run"}
+        Where jobs run. ``ndif``: on an NDIF server; no weights are loaded here. ``dry-run`` runs the
+        serialised job in a process where this package cannot be imported, as a server would.
+    host : str, optional
+        Address of the NDIF server; default ``NDIF_HOST``, else the one nnsight is configured for.
+        The access key is ``NDIF_API_KEY`` or the one nnsight keeps.
     device : str, optional
         ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` to spread over all GPUs (needs the ``accelerate``
-        extra). Default: ``cuda`` where there is one.
+        extra). Default: ``cuda`` where there is one. Not for ``ndif``.
     dtype : str or torch.dtype, optional
-        ``float32``, ``float64``, ``bfloat16`` or ``float16``; default the checkpoint's own.
+        ``float32``, ``float64``, ``bfloat16`` or ``float16``; default the checkpoint's own, or what
+        the server runs.
     revision : str, optional
         Branch, tag or commit of a hub model.
     chat_template : str, optional
@@ -182,19 +201,50 @@ def load_model(
         Run code from the model's repository. Never by default.
     attn_implementation : str, optional
         ``sdpa`` or ``eager``; default the model's own.
+    limits : Limits, optional
+        How work is cut into jobs for ``ndif``, and how long one is waited for.
+    detach : bool
+        For ``ndif``: runs submit a stage's jobs and raise :class:`~refusal_nn.errors.Detached`; the
+        same request made again collects them.
 
     Raises
     ------
+    RequestError
+        If options contradict each other, or the server's address is wrong.
     ModelError
-        If the model cannot be found, read or mapped, or its weights are not finite. (That its
-        residual stream adds up on the map is measured by the first trace.)
+        If the model cannot be found, read or mapped, or its weights are not complete or not finite.
+        (That its residual stream adds up on the map is measured by the first trace.)
+    UnavailableError
+        If no NDIF server answers.
     """
     if backend not in BACKENDS:
         raise RequestError(f"unknown backend {backend!r}; backends are {', '.join(BACKENDS)}.")
+    if backend != "ndif" and (host is not None or limits is not None or detach):
+        raise RequestError(
+            f"host, deadline and detach are for backend ndif, not for {backend}; leave them out or "
+            "pass --backend ndif."
+        )
     source = _source(name)
     torch_dtype = _dtype(dtype)
+    if backend == "ndif":
+        from refusal_nn.models._remote import load_remote
+
+        if device is not None:
+            raise RequestError("the server chooses the device; leave --device out.")
+        return load_remote(
+            name,
+            source,
+            host=host,
+            dtype=torch_dtype if isinstance(torch_dtype, torch.dtype) else None,
+            revision=revision,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+            limits=limits,
+            detach=detach,
+        )
     placement = _placement(device)
-    nn_model, tokenizer = _load(
+    nn_model, tokenizer, report = _load(
         source,
         revision=revision,
         trust_remote_code=trust_remote_code,
@@ -205,13 +255,14 @@ def load_model(
     model = wrap_model(
         nn_model,
         tokenizer,
-        name=Path(name).name if Path(name).is_dir() else name,
+        name=folder_name(name) if name not in EMBEDDED and Path(source).is_dir() else name,
         source=source,
         backend=backend,
         revision=revision,
         chat_template=chat_template,
     )
-    model.weights_hash = _weights_hash(source, model)
+    _check_complete(model, report)
+    model.weights_hash = weights_hash(source, model.revision)
     return model
 
 
@@ -300,6 +351,8 @@ def _placement(device: str | None) -> dict[str, Any]:
         parsed = torch.device(chosen)
     except RuntimeError as error:
         raise RequestError(f"unknown device {chosen!r}; use cpu, cuda, cuda:1 or auto.") from error
+    if parsed.type == "meta":
+        raise RequestError("device 'meta' holds no weights to run; use cpu, cuda, cuda:1 or auto.")
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise RequestError(
             f"device {chosen!r} asked for, but PyTorch sees no GPU; use --device cpu."
@@ -307,26 +360,61 @@ def _placement(device: str | None) -> dict[str, Any]:
     return {"device": chosen}
 
 
-def _load(source: str, *, revision: str | None, trust_remote_code: bool, **kwargs: Any) -> Any:
+def _load(
+    source: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    device: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """The wrapped model, its tokenizer, and what ``transformers`` says of the checkpoint's keys."""
     from nnsight.modeling.transformers import TransformersModel
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     options = {k: v for k, v in kwargs.items() if v is not None}
+    with not_loaded(source), quiet():
+        tokenizer = read_tokenizer(source, revision, trust_remote_code)
+        # not by nnsight, which would drop the report
+        module, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+        nn_model = TransformersModel(
+            module,
+            task="text-generation",
+            tokenizer=tokenizer,
+            **({} if device is None else {"device": device}),
+        )
+    return nn_model, tokenizer, report
+
+
+def folder_name(folder: str) -> str:
+    """What a model folder is called: its own name, also where it is given as ``.`` or ``~/x/..``."""
+    path = Path(folder).expanduser()
+    # a link keeps its own name, which says more than that of a snapshot of the hub
+    return path.name if path.name not in ("", "..") else path.resolve().name
+
+
+def read_tokenizer(source: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder or hub id."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        source, revision=revision, trust_remote_code=trust_remote_code
+    )
+
+
+@contextmanager
+def not_loaded(source: str) -> Iterator[None]:
+    """Turn what goes wrong while a model is read into one sentence with its fix."""
+    from safetensors import SafetensorError
+
     try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, revision=revision, trust_remote_code=trust_remote_code
-            )
-            nn_model = TransformersModel(
-                source,
-                task="text-generation",
-                tokenizer=tokenizer,
-                revision=revision,
-                dispatch=True,
-                **({"trust_remote_code": True} if trust_remote_code else {}),
-                **options,
-            )
+        yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = _reason(error, source).rstrip(".")
         fix = (
@@ -335,10 +423,9 @@ def _load(source: str, *, revision: str | None, trust_remote_code: bool, **kwarg
             else "check the name, the revision and the network"
         )
         raise ModelError(
-            f"model {Path(source).name if Path(source).is_dir() else source!r} cannot be loaded: "
+            f"model {folder_name(source) if Path(source).is_dir() else source!r} cannot be loaded: "
             f"{reason}; {fix}."
         ) from error
-    return nn_model, tokenizer
 
 
 def _reason(error: BaseException, source: str) -> str:
@@ -348,6 +435,10 @@ def _reason(error: BaseException, source: str) -> str:
         # transformers tries several classes and quotes the traceback of each
         said = [line for line in text.splitlines() if re.match(r"\w*Error: ", line)]
         text = said[0].partition(": ")[2] if said else text
+    if "is not a local folder and is not a valid model identifier" in text:
+        return "the hub has no such model, or none that you may see"
+    if "is not a valid git identifier" in text:
+        return "the hub has the model, but not at this revision"
     if Path(source).is_dir():
         text = text.replace(f"{source.rstrip('/')}/", "").replace(source, "the folder")
     return " ".join(text.split())[:300]
@@ -365,6 +456,23 @@ def quiet() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
+def _check_complete(model: Model, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that leaves parameters random, or whose blocks the model has no place for."""
+    missing = sorted(report["missing_keys"])
+    blocks = f"{model.arch.layers}."
+    surplus = sorted(key for key in report["unexpected_keys"] if key.startswith(blocks))
+    for keys, what in (
+        (missing, "are missing from its files, so they would be random"),
+        (surplus, "are in its files but not in the model that its config.json describes"),
+    ):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ModelError(
+                f"the weights of model {model.name!r} are not complete: {', '.join(keys[:3])}{more} "
+                f"{what}; give the whole checkpoint with its own config.json."
+            )
+
+
 def _check_finite(model: Model) -> None:
     for name, parameter in model.module.named_parameters():
         # one pass, no mask as large as the weights; NaN and infinity both survive a sum
@@ -373,32 +481,3 @@ def _check_finite(model: Model) -> None:
                 f"the weights of model {model.name!r} are not finite (NaN or infinity in {name}); "
                 "download or convert them again."
             )
-
-
-def _weights_hash(source: str, model: Model) -> str:
-    """16 hex digits that identify the weights: of the files where they are at hand and not huge."""
-    folder = Path(source)
-    digest = hashlib.sha256()
-    if not folder.is_dir():
-        digest.update(f"{source}@{model.revision}".encode())
-        return digest.hexdigest()[:16]
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    for file in [folder / "config.json", *files]:
-        if not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            if size <= _HASH_LIMIT:
-                while chunk := stream.read(1 << 24):
-                    digest.update(chunk)
-            else:  # header and ends: hashing 140 GB would take longer than most runs
-                digest.update(stream.read(1 << 24))
-                stream.seek(-(1 << 24), 2)
-                digest.update(stream.read())
-    return digest.hexdigest()[:16]
-
-
-def _tokenizer_hash(tokenizer: Any) -> str:
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-    return hashlib.sha256(vocabulary).hexdigest()[:16]

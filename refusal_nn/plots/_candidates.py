@@ -8,14 +8,12 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.errors import RequestError
+from refusal_nn.plots._cells import MAX_ANNOTATED, mesh, write_values
 from refusal_nn.plots._style import EMPTY, INK, MUTED, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MAX_ANNOTATED_LAYERS = 16
-"""Up to this many layers a cell is wide enough for its number."""
 
 LEAST_KL = 1e-4
 """Nats: the colour scale of KL starts here; smoothed KL can be 0 or slightly below."""
@@ -79,15 +77,15 @@ def candidate_heatmaps(scores: xr.Dataset, selection: Place | None = None) -> Fi
         axes = figure.subplots(3, 1, sharex=True, sharey=True)
         for ax, (name, title, norm, colours) in zip(axes, panels, strict=True):
             values = table[name].values
-            mesh = _mesh(
+            cells = mesh(
                 ax, np.maximum(values, LEAST_KL) if name == "kl" else values, norm, colours
             )
-            if n_layers <= MAX_ANNOTATED_LAYERS:
-                _write_values(ax, mesh, values, dropped)
+            if n_layers <= MAX_ANNOTATED:
+                write_values(ax, cells, values, haloed=dropped != "", least=LEAST_KL)
             _hatch(ax, dropped)
             if selection is not None and selection.layer is not None:
                 _box(ax, table, int(selection.position or 0), int(selection.layer))
-            bar = figure.colorbar(mesh, ax=ax, pad=0.015, aspect=9, shrink=0.95)
+            bar = figure.colorbar(cells, ax=ax, pad=0.015, aspect=9, shrink=0.95)
             bar.set_label("nats", size=8)
             if name == "kl":  # plain numbers: 0.01, not a power of ten set as a formula
                 ticks = [t for t in (1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100) if LEAST_KL <= t <= high]
@@ -170,45 +168,6 @@ def _dropped(table: xr.Dataset) -> np.ndarray:
         return np.asarray(table["dropped_by"].values, dtype=object)
     shape = (table.sizes["position"], table.sizes["layer"])
     return np.full(shape, "", dtype=object)
-
-
-def _mesh(ax: Axes, values: np.ndarray, norm: Any, colours: str) -> Any:
-    import matplotlib as mpl
-
-    rows, columns = values.shape
-    x, y = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
-    cmap = mpl.colormaps[colours].with_extremes(bad=EMPTY)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_visible(False)
-    ax.tick_params(length=0)
-    # cells a hair larger than their place: else the page shines through between them
-    return ax.pcolormesh(
-        x, y, np.ma.masked_invalid(values), cmap=cmap, norm=norm, edgecolors="face", linewidth=0.3
-    )
-
-
-def _write_values(ax: Axes, mesh: Any, values: np.ndarray, dropped: np.ndarray) -> None:
-    from matplotlib.patheffects import withStroke
-
-    for (row, column), value in np.ndenumerate(values):
-        if not np.isfinite(value):
-            continue
-        colour = mesh.cmap(mesh.norm(max(value, LEAST_KL) if mesh.norm.vmin > 0 else value))
-        light = np.dot(colour[:3], (0.299, 0.587, 0.114)) > 0.55
-        text = ax.text(
-            column, row, _short(value), ha="center", va="center", size=7.5,
-            color="black" if light else "white", zorder=4,
-        )  # fmt: skip
-        if dropped[row, column]:  # keeps the number readable on the hatching
-            text.set_path_effects([withStroke(linewidth=2.4, foreground=colour)])
-
-
-def _short(value: float) -> str:
-    size = abs(value)
-    text = f"{value:.0f}" if size >= 99.5 else f"{value:.1f}" if size >= 1 else f"{value:.2g}"
-    if size < 0.001:
-        text = "0" if size < 1e-6 else f"{value:.0e}".replace("e-0", "e-")
-    return text.replace("-", "−") if "e" not in text else text
 
 
 def _hatch(ax: Axes, dropped: np.ndarray) -> None:

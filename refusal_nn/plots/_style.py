@@ -11,7 +11,11 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from refusal_nn.errors import RequestError
+from refusal_nn.store._disk import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,6 +170,47 @@ def to_svg(figure: Figure, *, prefix: str = "", themed: bool = False) -> str:
             # only inside style attributes: a presentation attribute cannot hold var()
             svg = svg.replace(f": {colour}", f": var(--{name}, {colour})")
     return svg
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as a file, by its ending: ``.svg``, ``.png`` or ``.pdf``.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    path : str or Path
+        An earlier file there is replaced, whole or not at all.
+
+    Returns
+    -------
+    Path
+        The file; the same bytes for the same figure.
+
+    Raises
+    ------
+    RequestError
+        If the ending is another, or the file cannot be written.
+    """
+    target = Path(path)
+    kind = target.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png", "pdf"):
+        raise RequestError(f"cannot draw {target.name!r}; end the file in .svg, .png or .pdf.")
+    if kind == "svg":
+        data = f'<?xml version="1.0" encoding="utf-8"?>\n{to_svg(figure)}\n'.encode()
+    else:
+        buffer = io.BytesIO()
+        dated = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+        with style():
+            figure.savefig(buffer, format=kind, dpi=200, metadata=dated)
+        data = buffer.getvalue()
+    try:
+        write_atomically(target, data)
+    except OSError as error:
+        raise RequestError(
+            f"drawing {str(target)!r} cannot be written ({error.strerror or error}); choose another "
+            "file."
+        ) from error
+    return target
 
 
 def _ours(parameter: str) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
 from typing import Any
+
+import numpy as np
 
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, content_key
@@ -87,11 +90,12 @@ def canonical_rows(
     ------
     PromptError
         If no column holds the text, nothing tells harmful from harmless, a named column is not
-        there, or a value is empty or unknown.
+        there, a row is no mapping, or a value is empty, unknown or no text.
     """
+    file = file or source
+    check_mappings(raw, file)
     found = _columns_of(raw)
     constant = _checked_constants(constants or {})
-    file = file or source
     names = _locate(found, columns or {}, file)
     if "text" not in names:
         raise PromptError(
@@ -124,8 +128,10 @@ def _row(
     def value(column: str) -> str:
         if column in constant:
             return constant[column]
-        return _text(row.get(names[column])) if column in names else ""
+        return _text(row.get(names[column]), names[column], where) if column in names else ""
 
+    if isinstance(row.get(names["text"]), bool | np.bool_):
+        raise PromptError(f"{where} has {row[names['text']]} for its {names['text']!r}; give text.")
     text = value("text")
     if not text:
         raise PromptError(
@@ -207,6 +213,21 @@ def _locate(found: Sequence[str], chosen: Mapping[str, str], source: str) -> dic
     return names
 
 
+def check_mappings(rows: Iterable[Any], file: str) -> None:
+    """Refuse rows that are no mappings, as a loader of someone else's may yield.
+
+    Raises
+    ------
+    PromptError
+        At the first one.
+    """
+    for i, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise PromptError(
+                f"{file}, row {i} is a {type(row).__name__}; each row must map column names to values."
+            )
+
+
 def _columns_of(raw: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(name) for row in raw for name in row))
 
@@ -235,10 +256,23 @@ def _check_labels(labels: Mapping[str, str]) -> None:
             )
 
 
-def _text(value: Any) -> str:
-    if value is None or value != value:  # NaN: how tables say "missing"
+def _text(value: Any, column: str, where: str) -> str:
+    """A value as text; numbers and booleans are labels that tables hold untyped."""
+    if value is None:
         return ""
-    return str(value).strip()
+    if not isinstance(value, str | Number | np.bool_):
+        raise PromptError(f"{where} has a {type(value).__name__} for its {column!r}; give text.")
+    if value != value:  # NaN: how tables say "missing"
+        return ""
+    text = str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise PromptError(
+            f"{where} has half of a character (U+{ord(text[e.start]):04X}) in its {column!r}, which is "
+            "no text; correct it."
+        ) from e
+    return text
 
 
 def _list(values: Iterable[object]) -> str:

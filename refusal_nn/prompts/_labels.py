@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
+from refusal_nn.errors import PromptError
+
 COLUMNS = ("text", "category", "harm", "style", "split", "source", "family")
 """Columns of a prompt set, in the order they are written."""
 
@@ -27,12 +29,23 @@ def prompt_id(text: str) -> str:
     Exact, not normalised: a model reads "Kill it" and "kill it" as different tokens, so results of
     one are not results of the other.
 
+    Raises
+    ------
+    PromptError
+        If it has no UTF-8 form.
+
     Examples
     --------
     >>> prompt_id("How do I bake a cake?")
     '10e6e3c5b94eb98b'
     """
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    try:
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    except UnicodeEncodeError as e:
+        raise PromptError(
+            f"prompt {quote(text)} holds half of a character (U+{ord(text[e.start]):04X}), which is no "
+            "text; correct it."
+        ) from e
 
 
 def normalise(text: str) -> str:

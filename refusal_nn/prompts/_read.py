@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from refusal_nn.errors import PromptError
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl")
 """File endings that can be read."""
+
+_FLAT = "each prompt must be an object of plain values"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -52,10 +55,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _csv(content: str, name: str, delimiter: str = ",") -> Iterator[dict[str, Any]]:
     csv.field_size_limit(1 << 30)
-    # the module wants line ends untouched, since a quoted field may hold them
-    reader = csv.reader(content.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    # the module wants line ends untouched, since a quoted field may hold them; splitlines() would
+    # also break lines at U+2028 and its like
+    lines = io.StringIO(content, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = [h.strip() for h in next(reader, [])]
+        if twice := sorted({h for h in header if h and header.count(h) > 1}):
+            raise PromptError(
+                f"{name} has two columns {twice[0]!r}; rename one of them, or remove it."
+            )
         for values in reader:
             if not values:
                 continue
@@ -78,6 +87,8 @@ def _json(content: str, name: str) -> Iterator[dict[str, Any]]:
         found = json.loads(content) if content.strip() else []
     except json.JSONDecodeError as e:
         raise PromptError(f"{name}, line {e.lineno}: not JSON ({e.msg}).") from e
+    except RecursionError as e:
+        raise PromptError(f"{name} is JSON nested too deeply; {_FLAT}.") from e
     if not isinstance(found, list):
         raise PromptError(
             f"{name} holds a JSON {_kind(found)}; it must hold a list of objects, one a prompt."
@@ -95,6 +106,8 @@ def _jsonl(content: str, name: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as e:
             raise PromptError(f"{name}, line {i}: not JSON ({e.msg}).") from e
+        except RecursionError as e:
+            raise PromptError(f"{name}, line {i}: JSON nested too deeply; {_FLAT}.") from e
         yield _row(row, f"{name}, line {i}")
 
 

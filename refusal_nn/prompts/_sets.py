@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_nn.errors import PromptError
-from refusal_nn.prompts._columns import canonical_rows
+from refusal_nn.prompts._columns import canonical_rows, check_mappings
 from refusal_nn.prompts._read import read_rows
 
 Row = Mapping[str, Any]
@@ -164,7 +164,9 @@ def known_rows(known: KnownSet, tables: Iterable[Iterable[Row]]) -> list[dict[st
     """
     rows = []
     for part, table in zip(known.parts, tables, strict=True):
-        raw = [r for r in (known.adapt(r) if known.adapt else r for r in table) if r is not None]
+        read = list(table)
+        check_mappings(read, f"{known.name} ({part.file})")
+        raw = [r for r in (known.adapt(r) if known.adapt else r for r in read) if r is not None]
         where = part.config or part.split if len(known.parts) > 1 else known.name
         if not raw:
             raise PromptError(f"{known.name}: {where} holds no prompts.")

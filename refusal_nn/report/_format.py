@@ -19,6 +19,16 @@ def interval(share: float, low: float, high: float) -> str:
     return f"{_tidy(100 * share)} % [{_tidy(100 * low)}, {_tidy(100 * high)}]"
 
 
+def ratio(value: float, low: float, high: float) -> str:
+    """A ratio with its interval to two decimals: ``0.93 [0.89, 0.96]``; a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:.2f}"
+    if math.isfinite(low) and math.isfinite(high):
+        text += f" [{low:.2f}, {high:.2f}]"
+    return text.replace("-", "−")
+
+
 def points(value: float) -> str:
     """A difference of two shares in percentage points, with its sign."""
     text = _tidy(100 * value)
@@ -33,6 +43,13 @@ def nats(value: float) -> str:
         return f"{value:.1e}".replace("-", "−")
     text = f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
     return text.replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """A p-value to two significant digits: ``0.010``; a dash where there is none."""
+    return (
+        "–" if not math.isfinite(p) else f"{p:.3f}" if p >= 0.001 else f"{p:.1e}".replace("-", "−")
+    )
 
 
 def minus(number: int) -> str:

@@ -13,11 +13,30 @@ import xarray as xr
 from refusal_nn import store
 from refusal_nn.errors import RequestError, StoreError
 
-KINDS = ("extract", "score", "select", "evaluate")
+DIRECTION = ("extract", "score", "select", "evaluate")
+"""Kinds of run of a direction study."""
+
+KINDS = (
+    *DIRECTION,
+    "patch-positions",
+    "patch-heads",
+    "attribute-nodes",
+    "attribute-edges",
+    "circuit-discover",
+    "circuit-evaluate",
+    "circuit-compare",
+)
 """Kinds of run a report knows, in the order of a study."""
 
 _MARKS: dict[str, tuple[str, ...]] = {
     # what tells a kind from the others, most specific first
+    "circuit-evaluate": ("circuit_metric", "faithfulness"),
+    "circuit-compare": ("iou", "node_iou"),
+    "circuit-discover": ("in_circuit",),
+    "patch-heads": ("recovery_mean", "head_p_adjusted"),
+    "patch-positions": ("recovery_mean", "patched_metric"),
+    "attribute-edges": ("edge_score_mean",),
+    "attribute-nodes": ("node_score",),
     "evaluate": ("completion", "refused", "coherent"),
     "select": ("selected", "bypass", "induce", "kl"),
     "score": ("bypass", "induce", "kl"),
@@ -88,6 +107,8 @@ def read(
     ------
     RequestError
         If there is no such run, it is partial or it is of a kind that reports do not know.
+    VerificationError
+        If its files do not match its manifest.
     """
     found: dict[str, Source] = {}
     waiting: list[tuple[Source, Path]] = []
@@ -142,6 +163,7 @@ def _locate(run: str | Path, stores: Path) -> Path:
 
 def _open(path: Path) -> Source:
     name = store.run_name(path)
+    store.verify(path)
     try:
         tree = xr.open_datatree(path, engine="zarr", chunks=None).load()
     except Exception as error:  # zarr, xarray and the codecs each raise their own
@@ -161,7 +183,7 @@ def _kind(data: xr.Dataset, name: str) -> str:
     held = ", ".join(map(str, data)) or "nothing"
     raise RequestError(
         f"run {name!r} is of no kind that a report can show (it holds {held}); give runs of "
-        "direction extract, score, select or evaluate."
+        "direction, patch, attribute or circuit commands."
     )
 
 

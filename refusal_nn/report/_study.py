@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import xarray as xr
 
 from refusal_nn import __version__
 from refusal_nn.errors import RequestError
-from refusal_nn.report import _behaviour, _candidates, _completions
+from refusal_nn.report import (
+    _attribution,
+    _behaviour,
+    _candidates,
+    _circuits,
+    _completions,
+    _patching,
+    _runs,
+)
 from refusal_nn.report._candidates import Chosen
 from refusal_nn.report._format import listed, minus, nats, plural
-from refusal_nn.report._page import Block, Code, Page, Paragraph, Section, Table
-from refusal_nn.report._sources import KINDS, Source, from_results, labels
+from refusal_nn.report._page import Block, Page, Paragraph, Section
+from refusal_nn.report._sources import DIRECTION, KINDS, Source, from_results
 
-REFERENCE = (
-    "Method: Arditi et al. 2024, Refusal in language models is mediated by a single direction, "
-    "arXiv:2406.11717."
-)
+REFERENCES = {
+    "direction": "Directions: Arditi et al. 2024, arXiv:2406.11717.",
+    "patch": "Patching: Heimersheim and Nanda 2024, arXiv:2404.15255; heads: arXiv:2604.04385.",
+    "attribute": "Attribution: Hanna et al. 2024, arXiv:2403.17806.",
+    "circuit": "Circuits: Hanna et al. 2024, arXiv:2403.17806; Mueller et al. 2025, arXiv:2504.13151.",
+}
+"""Where the methods of each noun come from."""
 
 
 def build(runs: Sequence[Source | xr.Dataset | xr.DataTree], *, title: str | None = None) -> Page:
@@ -27,8 +38,8 @@ def build(runs: Sequence[Source | xr.Dataset | xr.DataTree], *, title: str | Non
     Parameters
     ----------
     runs : sequence
-        Sources from :func:`read`, or results in memory. Any subset of extract, score, select and
-        evaluate, of one model or several.
+        Sources from :func:`read`, or results in memory. Any subset of the runs of direction, patch,
+        attribute and circuit commands, of one model or several.
     title : str, optional
         Default: names the model.
 
@@ -47,7 +58,7 @@ def build(runs: Sequence[Source | xr.Dataset | xr.DataTree], *, title: str | Non
         raise RequestError("a report needs at least one run.")
     sources = sorted(sources, key=lambda s: KINDS.index(s.kind))
     models = list(dict.fromkeys(s.model for s in sources))
-    sections = [Section("what-was-run", "What was run", _what_was_run(sources))]
+    sections = [Section("what-was-run", "What was run", _runs.what_was_run(sources))]
     answers: list[Block] = []
     for number, group in enumerate(_studies(sources)):
         many = f" — {group[0].model}" if len(models) > 1 else ""
@@ -56,13 +67,20 @@ def build(runs: Sequence[Source | xr.Dataset | xr.DataTree], *, title: str | Non
         sections += parts
     if answers:
         sections.insert(0, Section("summary", "Summary", answers))
-    sections.append(Section("provenance", "Provenance", _provenance(sources)))
+    sections.append(Section("provenance", "Provenance", _runs.provenance(sources)))
     return Page(
         title=title or f"Refusal in {listed(models)}",
-        subtitle=f"{plural(len(sources), 'run')}: {listed([_analysis(s) for s in sources])}",
+        subtitle=f"{plural(len(sources), 'run')}: {listed([_runs.analysis(s) for s in sources])}",
         sections=sections,
-        footer=f"refusal_nn {__version__}. {REFERENCE}",
+        footer=" ".join([f"refusal_nn {__version__}.", *_references(sources)]),
     )
+
+
+def _references(sources: list[Source]) -> list[str]:
+    nouns = dict.fromkeys(
+        "direction" if s.kind in DIRECTION else s.kind.split("-")[0] for s in sources
+    )
+    return [REFERENCES[noun] for noun in nouns]
 
 
 def _studies(sources: list[Source]) -> list[list[Source]]:
@@ -111,8 +129,42 @@ def _study(group: list[Source], *, prefix: str, suffix: str) -> tuple[list[Block
     if evaluated is not None:
         add("completions", "Sample completions", _completions.sampled(evaluated))
         add("failures", "Where it failed", _completions.failures(evaluated))
-    text = " ".join(_answer(group[0].model, evaluated, chosen, table))
+    for anchor, heading, blocks in _mechanism(by_kind):
+        add(anchor, heading, blocks)
+    text = " ".join(
+        [
+            *_answer(group[0].model, evaluated, chosen, table),
+            *_patching.answer(by_kind.get("patch-positions"), by_kind.get("patch-heads")),
+            *_circuits.answer(by_kind.get("circuit-discover"), by_kind.get("circuit-evaluate")),
+        ]
+    )
     return ([Paragraph(text, lead=True)] if text else []), sections
+
+
+def _mechanism(by_kind: dict[str, Source]) -> list[tuple[str, str, list[Block]]]:
+    """Sections on patching, attribution and circuits: anchor, title and blocks."""
+    out: list[tuple[str, str, list[Block]]] = []
+
+    def add(kind: str, heading: str, blocks: Callable[[Source], list[Block]]) -> None:
+        if kind in by_kind:
+            out.append((kind, heading, blocks(by_kind[kind])))
+
+    add("patch-positions", "Where the decision is", _patching.positions)
+    add("patch-heads", "Refusal heads", _patching.heads)
+    add("attribute-nodes", "Attribution to nodes", _attribution.nodes)
+    add(
+        "attribute-edges",
+        "Attribution to edges",
+        partial(_attribution.edges, summed="attribute-nodes" not in by_kind),
+    )
+    add("circuit-discover", "The circuit", _circuits.discovered)
+    add(
+        "circuit-evaluate",
+        "What the circuit does alone",
+        partial(_circuits.evaluated, drawn="circuit-discover" in by_kind),
+    )
+    add("circuit-compare", "Circuits compared", _circuits.compared)
+    return out
 
 
 def _answer(
@@ -174,102 +226,11 @@ def _selection_sentence(model: str, chosen: Chosen, table: Source) -> str:
     total = table.data.sizes["layer"] * table.data.sizes["position"]
     ties = len(chosen.near_ties)
     near = f" ({plural(ties, 'near tie')})" if ties else ""
+    if chosen.n_admissible == 1:
+        found = f"Of {total:,} candidates only 1 is admissible, so there is nothing to rank: it is"
+    else:
+        found = f"Of {total:,} candidates {chosen.n_admissible:,} are admissible; the rule selects"
     return (
-        f"Of {total:,} candidates {chosen.n_admissible:,} are admissible; the rule selects "
-        f"{chosen.place}{near}: bypass {nats(float(at['bypass']))}, induce "
+        f"{found} {chosen.place}{near}: bypass {nats(float(at['bypass']))}, induce "
         f"{nats(float(at['induce']))}, KL {nats(float(at['kl']))} nats."
     )
-
-
-def _what_was_run(sources: list[Source]) -> list[Block]:
-    rows = []
-    for source in sources:
-        attrs = source.attrs
-        n = source.data.sizes.get("prompt")
-        options = attrs.get("options")
-        prompts = options.get("prompts") if isinstance(options, dict) else attrs.get("prompts")
-        rows.append(
-            [
-                _analysis(source),
-                source.model,
-                str(attrs.get("dtype", "–")),
-                str(attrs.get("backend", "–")),
-                str(prompts or "–"),
-                "–" if n is None else f"{n:,}",
-                _seconds(attrs.get("wall_time")),
-            ]
-        )
-    blocks: list[Block] = [
-        Table(
-            ["analysis", "model", "dtype", "backend", "prompts", "n", "took"],
-            rows,
-            caption=_overlap(sources),
-            numeric=(5, 6),
-        )
-    ]
-    commands = list(dict.fromkeys(str(s.attrs["command"]) for s in sources if "command" in s.attrs))
-    if commands:
-        blocks.append(Code(commands))
-    return blocks
-
-
-def _overlap(sources: list[Source]) -> str:
-    """Whether discovery, selection and test prompts are disjoint, as found in these very runs."""
-    roles = {"extract": "discovery", "score": "selection", "evaluate": "test"}
-    held = [s for s in sources if s.kind in roles and "prompt_id" in s.data.coords]
-    pairs = [(a, b) for i, a in enumerate(held) for b in held[i + 1 :] if a.kind != b.kind]
-    if not pairs:
-        return ""
-    found = []
-    for first, second in pairs:
-        for label, word in (("prompt_id", "prompts"), ("family", "families")):
-            if label in first.data.coords and label in second.data.coords:
-                both = set(labels(first.data, label)) & set(labels(second.data, label))
-                if both:
-                    names = f"{roles[first.kind]} and {roles[second.kind]}"
-                    found.append(f"{names} share {len(both):,} {word}")
-    if found:
-        return f"Beware: {'; '.join(found)}, so the test is not on new prompts."
-    kinds = listed([roles[k] for k in roles if k in {s.kind for s in held}])
-    return f"Checked here: {kinds} prompts share no prompt and no family."
-
-
-def _provenance(sources: list[Source]) -> list[Block]:
-    blocks: list[Block] = [
-        Paragraph(
-            "A run with these hashes holds exactly the numbers shown here; refusal-nn runs verify "
-            "recomputes them."
-        )
-    ]
-    for source in sources:
-        attrs = source.attrs
-        facts = {
-            "run": source.name,
-            "hash of its manifest": source.hash or "none: not a run on disk",
-            "made": attrs.get("created"),
-            "revision of the model": attrs.get("revision"),
-            "hash of its prompts": attrs.get("prompts_hash"),
-            "seed": attrs.get("seed"),
-            "made from": ", ".join(source.inputs),
-        }
-        rows = [[k, str(v)] for k, v in facts.items() if v not in (None, "")]
-        blocks.append(Table([_analysis(source), ""], rows))
-    seen: list[Any] = []
-    for source in sources:
-        versions = source.attrs.get("versions")
-        if isinstance(versions, dict) and versions not in seen:
-            seen.append(versions)
-    blocks += [
-        Paragraph("Versions: " + ", ".join(f"{k} {v}" for k, v in v.items()) + ".") for v in seen
-    ]
-    return blocks
-
-
-def _analysis(source: Source) -> str:
-    return str(source.attrs.get("analysis", f"direction-{source.kind}"))
-
-
-def _seconds(value: Any) -> str:
-    if not isinstance(value, int | float):
-        return "–"
-    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"

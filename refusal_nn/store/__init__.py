@@ -10,7 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from refusal_nn.store import _declared as _declared
+from refusal_nn.store import _declared_activations as _declared_activations
 from refusal_nn.store import _declared_attribution as _declared_attribution
+from refusal_nn.store import _declared_circuits as _declared_circuits
+from refusal_nn.store import _declared_pairs as _declared_pairs
 from refusal_nn.store import _declared_patching as _declared_patching
 from refusal_nn.store.variables import REGISTRY, Spec, annotate, lookup, register
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from refusal_nn.store._export import export
-    from refusal_nn.store._jobs import JobLedger, Streaming
+    from refusal_nn.store._jobs import JobLedger, Streaming, job_ledgers
     from refusal_nn.store._partial import request_of
     from refusal_nn.store.catalogue import Catalogue, Run, open_runs
     from refusal_nn.store.manifest import (
@@ -55,6 +58,7 @@ _HOMES = {
     "describe": "runs",
     "export": "_export",
     "fingerprint": "provenance",
+    "job_ledgers": "_jobs",
     "open_runs": "catalogue",
     "locate": "manifest",
     "problems": "manifest",
@@ -88,6 +92,7 @@ __all__ = [
     "describe",
     "export",
     "fingerprint",
+    "job_ledgers",
     "locate",
     "lookup",
     "open_runs",

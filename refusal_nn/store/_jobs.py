@@ -74,6 +74,33 @@ class JobLedger:
             write_atomically(self.file, json.dumps(self.jobs).encode())
 
 
+def job_ledgers(partial: Path) -> dict[str, JobLedger]:
+    """The ledgers of a partial run, by stage."""
+    files = sorted(Path(partial).glob(f"*.{JOBS}"))
+    return {file.name.removesuffix(f".{JOBS}"): JobLedger(file) for file in files}
+
+
+def jobs_summary(partial: Path) -> dict[str, Any]:
+    """What a run's jobs came to, for its provenance; empty where it had none.
+
+    Returns
+    -------
+    dict
+        ``submitted`` and of those ``repeated`` (a count of jobs each), ``bytes_sent``,
+        ``bytes_received`` and ``ids``.
+    """
+    jobs = [entry for ledger in job_ledgers(partial).values() for entry in ledger.jobs]
+    if not jobs:
+        return {}
+    return {
+        "submitted": len(jobs),
+        "repeated": sum(entry["state"] != "done" for entry in jobs),
+        "bytes_sent": sum(entry.get("sent", 0) for entry in jobs),
+        "bytes_received": sum(entry.get("received", 0) for entry in jobs),
+        "ids": [entry["id"] for entry in sorted(jobs, key=lambda entry: entry["submitted"])],
+    }
+
+
 @runtime_checkable
 class Streaming(Protocol):
     """Work whose batches are done several at a time, in whatever order."""

@@ -120,7 +120,10 @@ def verify(path: str | Path) -> Verification:
     name = run_name(folder)
     if found:
         more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
-        raise VerificationError(f"run {name!r}: {'; '.join(found[:_SHOWN])}{more}.")
+        fix = (
+            "" if folder.name.endswith(".partial") else "; restore it from a copy or make it again"
+        )
+        raise VerificationError(f"run {name!r}: {'; '.join(found[:_SHOWN])}{more}{fix}.")
     files = list(_files(folder))
     return Verification(name, len(files), sum(p.stat().st_size for p in files), run_hash(folder))
 

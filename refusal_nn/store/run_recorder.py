@@ -22,7 +22,7 @@ from refusal_nn.store import provenance as _provenance
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._commit import commit_run
 from refusal_nn.store._disk import writing
-from refusal_nn.store._jobs import JOBS, JobLedger, results_of
+from refusal_nn.store._jobs import JOBS, JobLedger, jobs_summary, results_of
 from refusal_nn.store._layout import Layout, Region, fit
 from refusal_nn.store._write import create_stage, read_dataset, storable
 from refusal_nn.store.recorder import Compute, Progress, prepared, relaid, report
@@ -170,6 +170,8 @@ class RunRecorder:
                 "wall_time": round(seconds, 3),
                 "attempts": attempts,
             }
+            if jobs := jobs_summary(self.partial):
+                root["jobs"] = jobs
             with writing(self.path):
                 commit_run(self.path, self.partial, groups, attrs or {}, root=root, keep=kept)
         self.close()
@@ -191,6 +193,14 @@ class RunRecorder:
     def close(self) -> None:
         """Let another process continue the run. A later :meth:`stage` takes it up again."""
         self._lock.release()
+
+    def abandon(self) -> None:
+        """Remove the partial directory of a run that can never be finished, if it holds no batch."""
+        if self.already_complete or not self.partial.is_dir():
+            return
+        if not any(done for done, _ in manifest.stage_progress(self.partial).values()):
+            self.close()
+            _partial.discard(self.partial)
 
     def __enter__(self) -> Self:
         return self

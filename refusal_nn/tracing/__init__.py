@@ -16,8 +16,17 @@ from refusal_nn.tracing._batch import Batch, forward_request, generate_request, 
 from refusal_nn.tracing._check import residual_error, verify
 from refusal_nn.tracing._dryrun import DryRun, Preflight
 from refusal_nn.tracing._jobs import Passes
+from refusal_nn.tracing._ndif_trace import Remote
 from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
-from refusal_nn.tracing._run import capture, capture_tokens, completions, generate, run
+from refusal_nn.tracing._rows import of_rows
+from refusal_nn.tracing._run import (
+    capture,
+    capture_tokens,
+    completions,
+    generate,
+    run,
+    whole_numbers,
+)
 from refusal_nn.tracing._walk import walk
 
 __all__ = [
@@ -27,6 +36,7 @@ __all__ = [
     "Passes",
     "Preflight",
     "Ref",
+    "Remote",
     "Request",
     "Results",
     "Start",
@@ -38,9 +48,11 @@ __all__ = [
     "forward_request",
     "generate",
     "generate_request",
+    "of_rows",
     "pad",
     "residual_error",
     "run",
     "verify",
     "walk",
+    "whole_numbers",
 ]

@@ -17,6 +17,53 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
 
 
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "return_dict_in_generate": False,
+    **dict.fromkeys(
+        (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "typical_p",
+            "epsilon_cutoff",
+            "eta_cutoff",
+            "repetition_penalty",
+            "encoder_repetition_penalty",
+            "no_repeat_ngram_size",
+            "encoder_no_repeat_ngram_size",
+            "bad_words_ids",
+            "force_words_ids",
+            "constraints",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "exponential_decay_length_penalty",
+            "sequence_bias",
+            "token_healing",
+            "guidance_scale",
+            "penalty_alpha",
+            "dola_layers",
+            "watermarking_config",
+            "prompt_lookup_num_tokens",
+            "assistant_early_exit",
+            "cache_implementation",
+            "min_length",
+            "min_new_tokens",
+            "max_time",
+            "stop_strings",
+        )
+    ),
+}
+"""Plain greedy decoding. Everything is named, because what a caller leaves open ``transformers`` takes
+from the checkpoint's own generation settings, which must not colour a greedy run."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Token rows padded to one width.
@@ -138,7 +185,7 @@ def forward_request(
 def generate_request(
     model: Model,
     batch: Batch,
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Intervention | Edit] = (),
     *,
     max_new_tokens: int,
 ) -> Request:
@@ -160,15 +207,9 @@ def generate_request(
         dtype=model.dtype,
     )
     options: dict[str, Any] = {
+        **GREEDY,
         "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        # a checkpoint's own sampling settings must not colour a greedy run
-        "num_beams": 1,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-        "repetition_penalty": None,
-        "no_repeat_ngram_size": None,
+        "eos_token_id": model.eos_tokens or None,
         "pad_token_id": model.pad_token,
     }
     return Request(batch.inputs(positions=False), plan, options, generate=True)

@@ -6,7 +6,8 @@ import torch
 
 from refusal_nn.errors import ModelError
 from refusal_nn.models import Model
-from refusal_nn.tracing._backends import execute
+from refusal_nn.tracing import _session  # noqa: F401 - adds residual_error to AFTER
+from refusal_nn.tracing._backends import Request, execute
 from refusal_nn.tracing._batch import forward_request, pad
 from refusal_nn.tracing._plan import Capture
 
@@ -14,20 +15,24 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, tor
 """Largest allowed error of the residual sum, as a fraction of the largest magnitude at the block."""
 
 
+SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+
+
+def check_requests(model: Model) -> list[Request]:
+    """The pass that measures the map: one short row of ordinary tokens; ``error`` ``[layer]``."""
+    row = [(7 * i + 11) % model.arch.vocab_size for i in range(8)]
+    captures = [Capture(site, site) for site in SITES]
+    batch = pad([row], 0)
+    return [forward_request(model, batch, captures, after=("residual_error", {}))]
+
+
 def residual_error(model: Model) -> torch.Tensor:
     """``|resid_post - (resid_pre + attn_out + mlp_out)|`` over its largest magnitude, ``[layer]``.
 
     Measured on one short row of ordinary tokens.
     """
-    vocabulary = model.arch.vocab_size
-    row = [(7 * i + 11) % vocabulary for i in range(8)]
-    sites = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    captures = [Capture(site, site) for site in sites]
-    (out,) = execute(model, [forward_request(model, pad([row], 0), captures)])
-    parts = {site: out[site].double() for site in sites}
-    total = parts["resid_pre"] + parts["attn_out"] + parts["mlp_out"]
-    scale = torch.stack([parts[s].abs().amax((1, 2, 3)) for s in sites]).amax(0)
-    return (parts["resid_post"] - total).abs().amax((1, 2, 3)) / scale
+    (out,) = execute(model, check_requests(model))
+    return out["error"]
 
 
 def verify(model: Model) -> None:
@@ -41,7 +46,21 @@ def verify(model: Model) -> None:
     """
     if model.verified:
         return
-    error = residual_error(model)
+    if model.remote is not None:
+        execute(model, [])  # the check rides in the first job, whatever else that is
+        return
+    judge_check(model, residual_error(model))
+    model.verified = True
+
+
+def judge_check(model: Model, error: torch.Tensor) -> None:
+    """Refuse a model that :func:`residual_error` says does not fit its map.
+
+    Raises
+    ------
+    ModelError
+        As :func:`verify`.
+    """
     if not torch.isfinite(error).all():
         raise ModelError(
             f"model {model.name!r} gives NaN or infinity in a forward pass of ordinary tokens; check "
@@ -55,4 +74,3 @@ def verify(model: Model) -> None:
             f"{float(error[worst]):.1e} of the largest activation; interventions would act at the "
             "wrong place, so this architecture is not supported."
         )
-    model.verified = True

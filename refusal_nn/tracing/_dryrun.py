@@ -93,7 +93,8 @@ class Worker:
         if "error" in answer:
             raise PreflightError(
                 "the job does not run where this package is not installed, so it would fail on a "
-                f"server: {answer['error']}"
+                f"server ({str(answer['error']).rstrip('.')}); call nnsight.register(package) for what "
+                "it refers to, or pass values instead."
             )
         return answer["saved"]  # type: ignore[no-any-return]
 
@@ -137,7 +138,10 @@ class Preflight(Backend):  # type: ignore[misc]
 
     def __call__(self, tracer: Any) -> None:
         """Serialise and deserialise the block."""
-        blob = serialise(tracer)
+        self.check(serialise(tracer))
+
+    def check(self, blob: bytes) -> None:
+        """Deserialise a block."""
         _worker(self.model, weights=False).ask(blob)
 
 

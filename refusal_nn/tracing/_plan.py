@@ -198,7 +198,8 @@ def build_plan(
         "logits": logits,
         "stacked": stacked,
         "live": [c.name for c in captures if c.live],
-        "held": [c.name for c in captures if c.keep] + list(after[1].get("keep", ()) if after else ()),
+        "held": [c.name for c in captures if c.keep]
+        + list(after[1].get("keep", ()) if after else ()),
         "gradient": gradient,
         "after": None if after is None else (after[0], shippable(after[1])),
     }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from refusal_nn.errors import RequestError
+from refusal_nn.interventions import to_json
 from refusal_nn.models import BLOCK_SITES, HEAD_SITES, Model
 from refusal_nn.tracing._backends import Request, Results, execute
 from refusal_nn.tracing._batch import forward_request, generate_request, pad
 from refusal_nn.tracing._check import verify
 from refusal_nn.tracing._plan import Capture
+from refusal_nn.tracing._rows import of_rows
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,8 +69,9 @@ def capture(
     positions : sequence of int, optional
         From the end of the prompt; default the end-of-instruction span.
     interventions : sequence of Intervention
+        A vector with one row a prompt gives each prompt its own.
     batch_size : int
-        Prompts a forward pass.
+        Prompts a forward pass. The result does not depend on it beyond rounding.
     padding_side : {"left", "right"}
         The result does not depend on it.
 
@@ -77,12 +80,14 @@ def capture(
     xarray.Dataset
         One variable a site, named after it: ``(prompt, layer, position, d_model)``, or
         ``(prompt, layer, position, head, d_head)`` at q and z, with ``kv_head`` for ``head`` at k
-        and v.
+        and v. Labels of the prompts where they have some; attrs identify the model, the prompts and
+        the interventions.
 
     Raises
     ------
     RequestError
-        If a site is not one of a block, or there are no prompts.
+        If a site is not one of a block, layers or positions are not a list of whole numbers, or
+        there are no prompts.
     InterventionError
         If a layer or position is not there in the model or in every prompt.
     """
@@ -95,8 +100,10 @@ def capture(
             f"no block site {', '.join(map(repr, unknown)) or 'named'}; sites are "
             f"{', '.join(BLOCK_SITES)} (capture_tokens takes embed, final_norm and logits too)."
         )
-    chosen = list(range(model.n_layers) if layers is None else layers)
-    where = tuple(model.chat.positions if positions is None else positions)
+    chosen = whole_numbers("layers", range(model.n_layers) if layers is None else layers)
+    where = tuple(
+        whole_numbers("positions", model.chat.positions if positions is None else positions)
+    )
     rows = model.chat.tokens(texts_of(prompts))
     captures = [Capture(site, site, chosen, where) for site in names]
     found = capture_tokens(
@@ -115,10 +122,14 @@ def capture(
         dims += (heads, "d_head") if site in HEAD_SITES else ("d_model",)
         data[site] = xr.DataArray(found[site], dims=dims).transpose("prompt", ...)
     out = xr.Dataset(data, coords={"layer": chosen, "position": list(where)})
+    out = out.assign_coords(
+        {h: np.arange(out.sizes[h]) for h in ("head", "kv_head") if h in out.dims}
+    )
     if hasattr(prompts, "to_dataset"):
         labels = prompts.to_dataset()
         out = out.assign_coords({k: v for k, v in labels.coords.items() if v.dims == ("prompt",)})
-    return out
+        out.attrs |= labels.attrs
+    return out.assign_attrs(model.identity(), interventions=to_json(interventions))
 
 
 def capture_tokens(
@@ -132,14 +143,17 @@ def capture_tokens(
 ) -> dict[str, np.ndarray]:
     """Captures over token rows in batches, joined along the row axis.
 
+    A vector of an intervention with one row a token row gives each its own.
     The row axis is the second of a capture stacked over layers, else the first. Half precision
     comes back as float32, which numpy has and which holds it exactly.
     """
     check_batch_size(batch_size)
     parts: dict[str, list[torch.Tensor]] = {}
     for start in range(0, len(rows), batch_size):
-        batch = pad(rows[start : start + batch_size], model.pad_token, padding_side=padding_side)
-        (out,) = run(model, [forward_request(model, batch, captures, interventions)])
+        part = slice(start, start + batch_size)
+        batch = pad(rows[part], model.pad_token, padding_side=padding_side)
+        edits = of_rows(interventions, part, len(rows))
+        (out,) = run(model, [forward_request(model, batch, captures, edits)])
         for name, tensor in out.items():
             parts.setdefault(name, []).append(tensor)
     stacked = {
@@ -163,14 +177,17 @@ def generate(
 ) -> list[list[int]]:
     """Greedy completions as token ids, without the prompt and cut before the end token.
 
-    Interventions act at every step unless they say ``when="prompt"``.
+    Interventions act at every step unless they say ``when="prompt"``; a vector with one row a
+    prompt gives each prompt its own.
     """
     check_batch_size(batch_size)
     rows = model.chat.tokens(texts_of(prompts))
     out: list[list[int]] = []
     for start in range(0, len(rows), batch_size):
-        batch = pad(rows[start : start + batch_size], model.pad_token)
-        request = generate_request(model, batch, interventions, max_new_tokens=max_new_tokens)
+        part = slice(start, start + batch_size)
+        batch = pad(rows[part], model.pad_token)
+        edits = of_rows(interventions, part, len(rows))
+        request = generate_request(model, batch, edits, max_new_tokens=max_new_tokens)
         (result,) = run(model, [request])
         out += completions(model, result["ids"])
     return out
@@ -187,6 +204,26 @@ def completions(model: Model, ids: torch.Tensor) -> list[list[int]]:
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
         out.append(row[:stop])
     return out
+
+
+def whole_numbers(name: str, values: Any) -> list[int]:
+    """A non-empty list of whole numbers, as layers and positions are given.
+
+    Raises
+    ------
+    RequestError
+        If it is anything else.
+    """
+    given = values.tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise RequestError(f"{name} is a list of whole numbers such as [{given}], not {given!r}.")
+    items = list(given)
+    if not items:
+        raise RequestError(f"{name} is empty; name at least one, or leave it out for the default.")
+    for item in items:
+        if isinstance(item, bool | np.bool_) or not isinstance(item, int | np.integer):
+            raise RequestError(f"{name} holds {item!r}; give whole numbers.")
+    return [int(item) for item in items]
 
 
 def texts_of(prompts: Any) -> list[str]:

@@ -169,9 +169,7 @@ def visit_view(
     return whole
 
 
-def select_view(
-    whole: torch.Tensor, view: dict[str, Any], state: dict[str, Any]
-) -> torch.Tensor:
+def select_view(whole: torch.Tensor, view: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
     """The part of a module's tensor that a site means, heads unfolded."""
     kind = view["view"]
     if kind is None:
@@ -262,7 +260,9 @@ def operate(x: torch.Tensor, name: str, args: dict[str, Any]) -> torch.Tensor:
     elif name == "set":
         value = args["value"].to(device=y.device, dtype=dtype)
         out = row_shaped(value, y).expand_as(y) if value.dim() < y.dim() else value.expand_as(y)
-    elif name == "swap":  # [row, token, (head,) 1] flags: where they are set, the value of another run
+    elif (
+        name == "swap"
+    ):  # [row, token, (head,) 1] flags: where they are set, the value of another run
         value = args["value"].to(device=y.device, dtype=dtype)
         out = torch.where(args["mask"].to(y.device).bool(), value, y)
     elif name == "interpolate":  # [row] fractions of the way to a value

@@ -31,7 +31,16 @@ def result(script: str) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("script", ["capture.py", "generation.py", "candidate_sweep.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "capture.py",
+        "generation.py",
+        "candidate_sweep.py",
+        "edge_attribution.py",
+        "attribution_agreement.py",
+    ],
+)
 def test_one_json_object_says_what_was_compared(script):
     found = result(script)
     assert found.keys() >= CONDITIONS
@@ -73,3 +82,22 @@ def test_the_sweep_is_of_a_problem_that_has_a_choice():
     assert 0.03 <= found["admissible_fraction"] <= 0.25
     assert found["class_means"]["harmless"] < 0 < found["class_means"]["harmful"]
     assert 0 < found["candidates_measured"]["bypass"] < found["candidates"]
+
+
+def test_edges_out_of_the_input_carry_the_integrated_gradient_of_the_embedding():
+    found = result("edge_attribution.py")
+    assert found["ratio_to_floor"] > 0
+    assert 0 < found["extra_gb"] < 2
+    assert found["scores"][0] == found["prompts"] == 16
+    assert (found["tokens"], found["steps"]) == (32, 5)
+    assert found["largest_input"] > 0.1
+    assert found["max_abs_diff_input"] <= 1e-4 * found["largest_input"]
+
+
+def test_methods_are_compared_with_exact_patching_of_the_embedded_model():
+    found = result("attribution_agreement.py")
+    assert found["edges"] == 1997
+    for method in ("atp", "eap-ig", "clean-corrupted"):
+        agreement = found[f"node_{method}"]
+        assert -1 <= agreement[f"node_{method}_pearson"] <= 1
+    assert found["node_eap-ig"]["node_eap-ig_pearson"] > 0.5

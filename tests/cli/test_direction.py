@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,7 @@ def test_selection_prompts_already_used_are_refused(folder: Path, chain: dict[st
     argv = ["direction", "score", chain["extract"], "--model", str(folder / "tiny-llama")]
     result = refusal_nn(*argv, *given(folder), "--split", "train", "--no-screen", "--name", "bad")
     assert result.exit_code == 2
-    listed = json.loads(
-        refusal_nn("runs", "list", "--stores", str(folder / "stores"), "--json").stdout
-    )
-    assert {r["state"] for r in listed if r["name"] == "bad"} <= {"partial"}
+    assert not list((folder / "stores").glob("bad*")), "a run that can never be finished stays"
 
 
 def test_another_models_run_is_refused(folder: Path, chain: dict[str, str], tmp_path: Path) -> None:
@@ -170,6 +168,9 @@ def test_resume_needs_a_run(folder: Path) -> None:
         (["--prompts", "no-such-prompts"], "no-such-prompts"),
         (["--positions", "1,2"], "negative"),
         (["--positions", "a"], "not a list of positions"),
+        (["--positions=-99"], "position -99 is not in every prompt: 'w"),
+        (["--refusal-tokens", "w7,9999"], "outside the vocabulary"),
+        (["--device", "meta"], "holds no weights"),
         (["--split", "dev"], "not train, val, test or all"),
         (["--dtype", "float128"], "float128"),
     ],
@@ -181,7 +182,86 @@ def test_bad_input_is_one_sentence_and_exit_2(
     assert result.exit_code == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (folder / "stores" / "wrong.zarr").exists()
+    assert not list((folder / "stores").glob("wrong*"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../wrong", "a/wrong", "..", ".", "", ".wrong", "wrong.zarr", "wrong.zarr.partial", "wr ong"],
+)
+def test_a_name_that_is_no_plain_word_is_refused(folder: Path, name: str) -> None:
+    before = sorted(p for p in folder.rglob("*") if p.is_dir())
+    result = refusal_nn(*extract_argv(folder, "--name", name))
+    assert result.exit_code == 2, result.stderr
+    assert "cannot be the name of a run; use letters" in result.stderr
+    assert sorted(p for p in folder.rglob("*") if p.is_dir()) == before
+
+
+def test_a_chat_template_that_is_no_text_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_bytes(b"\xff\xfe\x00")
+    result = refusal_nn(*extract_argv(folder, "--chat-template", str(tmp_path / "t.jinja")))
+    assert result.exit_code == 2
+    assert "it is not UTF-8 text" in result.stderr
+
+
+def test_completions_too_short_to_judge_are_refused_and_leave_nothing(
+    folder: Path, chain: dict[str, str]
+) -> None:
+    argv = ["direction", "evaluate", chain["select"], "--model", str(folder / "tiny-llama")]
+    result = refusal_nn(*argv, *given(folder), "--max-new-tokens", "5", "--name", "short")
+    assert result.exit_code == 2, result.stderr
+    assert "--max-new-tokens" in result.stderr
+    assert not list((folder / "stores").glob("short*"))
+
+
+def chunks(run: Path, variable: str) -> list[Path]:
+    return [p for p in (run / variable / "c").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_a_damaged_input_run_is_named_and_not_used(
+    folder: Path, chain: dict[str, str], tmp_path: Path, damage: str
+) -> None:
+    stores = tmp_path / "stores"
+    shutil.copytree(folder / "stores" / f"{chain['score']}.zarr", stores / "scores.zarr")
+    (chunk, *_) = chunks(stores / "scores.zarr", "bypass")
+    if damage == "missing":
+        chunk.unlink()
+    else:
+        content = bytearray(chunk.read_bytes())
+        content[len(content) // 2] ^= 1
+        chunk.write_bytes(content)
+    argv = ["direction", "select", "scores", "--model", str(folder / "tiny-llama")]
+    result = refusal_nn(*argv, "--stores", str(stores), *WIDE)
+    assert result.exit_code == 1, result.stderr
+    assert "run 'scores': chunk" in result.stderr
+    assert "of variable 'bypass'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_folder_has_to_be_given_again(
+    folder: Path, chain: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["direction", "select", chain["score"], "--stores", str(folder / "stores"), *WIDE]
+    result = refusal_nn(*argv)
+    assert result.exit_code == 2
+    assert "made with model folder 'tiny-llama'" in result.stderr
+    assert "pass --model PATH" in result.stderr
+    monkeypatch.chdir(folder)  # where the name is that of the folder
+    assert refusal_nn(*argv).exit_code == 0
+
+
+def test_a_control_token_in_a_prompt_is_reported_once(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = made_prompts().to_rows()
+    rows[0]["text"] = "w10 <|end|> w11"
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prompts = ["--prompts", str(tmp_path / "prompts.jsonl")]
+    result = refusal_nn(*extract_argv(folder, *prompts, "--stores", str(tmp_path / "stores")))
+    assert result.exit_code == 0, result.stderr
+    assert caplog.text.count("holds the control token '<|end|>'") == 1
 
 
 def test_a_missing_column_is_named(folder: Path, tmp_path: Path) -> None:

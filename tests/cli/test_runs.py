@@ -196,6 +196,23 @@ def test_rerun_fails_when_the_numbers_differ(stores: Path, monkeypatch: pytest.M
     assert "differ from those of whole" in done.stderr
 
 
+@pytest.mark.parametrize("before", ["", "--log-level info ", "--log-level=demo "])
+def test_a_run_of_the_demo_is_not_made_again_alone(stores: Path, before: str) -> None:
+    """Repeating its command would repeat the whole demo, under other names."""
+    root = stores / "whole.zarr" / "zarr.json"
+    content = json.loads(root.read_text(encoding="utf-8"))
+    content["attributes"] |= {
+        "command": f"refusal-nn {before}demo --stores stores",
+        "analysis": "direction-score",
+    }
+    root.write_text(json.dumps(content), encoding="utf-8")
+    done = run("runs", "rerun", "whole", "--name", "again", "--stores", stores)
+    assert done.exit_code == 2
+    assert "one of the four that `refusal-nn demo` made" in done.stderr
+    assert "make this step with `refusal-nn direction score`" in done.stderr
+    assert computed == []
+
+
 def test_export_writes_a_table_with_every_value(stores: Path, tmp_path: Path) -> None:
     done = run("runs", "export", "whole", tmp_path / "norms.csv", "--stores", stores)
     assert done.exit_code == 0, done.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import xarray as xr
 import refusal_nn as rn
 from refusal_nn import judges
 from refusal_nn.directions import conditions, evaluate, random_directions
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.evaluation import completion_nll, judge, nll_requests, rate_rows, rates
-from refusal_nn.interventions import ActivationAddition, DirectionalAblation
+from refusal_nn.interventions import ActivationAddition, DirectionalAblation, MeanAblation
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
 from refusal_nn.tracing import generate, run
@@ -153,7 +154,7 @@ def test_refused_is_the_published_judge_on_coherent_text(effect: xr.DataTree) ->
 
 
 def test_baseline_is_always_there(model: Model, prompts: Prompts) -> None:
-    tree = rn.evaluate(model, prompts.test, {}, max_new_tokens=3)
+    tree = rn.evaluate(model, prompts.test, {}, max_new_tokens=6)
     assert tree["intervention"].values.tolist() == ["baseline"]
     assert "refusal_score" not in tree
 
@@ -166,7 +167,56 @@ def test_harmless_prompts_are_required_to_calibrate(model: Model, prompts: Promp
 def test_row_wise_vectors_need_one_row_a_prompt(model: Model, prompts: Prompts) -> None:
     edits = [DirectionalAblation(np.ones((3, model.d_model)))]
     with pytest.raises(RequestError, match="3 rows for 18 prompts"):
-        rn.evaluate(model, prompts.test, {"ablation": edits}, max_new_tokens=2)
+        rn.evaluate(model, prompts.test, {"ablation": edits}, max_new_tokens=6)
+
+
+def test_a_mean_a_layer_is_not_taken_for_a_vector_a_prompt(model: Model, prompts: Prompts) -> None:
+    means = np.random.default_rng(0).normal(size=(model.n_layers, model.d_model))
+    edits = [MeanAblation(mean=means)]
+    test = prompts.test
+    tree = rn.evaluate(model, test, {"mean": edits}, max_new_tokens=6, batch_size=4)
+    alone = generate(model, test.texts, edits, max_new_tokens=6)
+    found = tree["completion"].sel(intervention="mean").values.tolist()
+    assert found == [model.decode(ids) for ids in alone]
+
+
+@pytest.mark.parametrize("batch_size", [0, -5])
+def test_a_batch_size_below_one_is_refused(model: Model, prompts: Prompts, batch_size: int) -> None:
+    with pytest.raises(RequestError, match=f"batch size must be at least 1, got {batch_size}"):
+        rn.evaluate(model, prompts.test, {}, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 5])
+def test_completions_too_short_for_the_coherence_gate_are_refused(
+    model: Model, prompts: Prompts, max_new_tokens: int
+) -> None:
+    with pytest.raises(RequestError, match="ask for max_new_tokens 6 or more"):
+        rn.evaluate(model, prompts.test, {}, max_new_tokens=max_new_tokens)
+
+
+def test_short_answers_alone_cannot_calibrate_the_coherence_gate() -> None:
+    """An unlimited NLL would call any text coherent."""
+    measured = made(["Yes"] * 16, [np.nan] * 4 + [1.0] * 12, [0.0] * 16)
+    with pytest.raises(
+        WorkError, match="none of 4 harmless prompts got a completion of more than 5"
+    ):
+        judge(measured)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"x": DirectionalAblation(np.ones(32))}, "condition 'x' is a DirectionalAblation; give a"),
+        ({"x": None}, "condition 'x' is a NoneType; give a list"),
+        ({"x": [np.ones(32)]}, "condition 'x' holds a ndarray; give a list"),
+        ({"baseline": [DirectionalAblation(np.ones(32))]}, "condition 'baseline' is the unedited"),
+    ],
+)
+def test_conditions_are_lists_of_interventions_and_baseline_has_none(
+    model: Model, prompts: Prompts, conditions: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        rn.evaluate(model, prompts.test, conditions)
 
 
 def test_a_direction_of_another_width_is_refused(model: Model, prompts: Prompts) -> None:

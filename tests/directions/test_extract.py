@@ -125,6 +125,8 @@ def test_a_model_that_never_refuses_has_no_refusal_tokens(model: Model, prompts:
         ([97], "outside the vocabulary"),
         ([], "no refusal token"),
         ("w7,99", "outside the vocabulary"),
+        ([1.5], "1.5 is neither a text nor a whole number"),
+        ([True], "True is neither"),
     ],
 )
 def test_bad_refusal_tokens_are_refused(model: Model, given: object, message: str) -> None:
@@ -135,3 +137,31 @@ def test_bad_refusal_tokens_are_refused(model: Model, given: object, message: st
 def test_refusal_tokens_are_texts_or_ids(model: Model) -> None:
     assert parse_tokens(model, "w7,8") == [7, 8]
     assert parse_tokens(model, None) is None
+
+
+def test_a_digit_that_is_no_number_is_a_text(model: Model) -> None:
+    assert parse_tokens(model, "²") == [model.tokenizer.unk_token_id]
+
+
+@pytest.mark.parametrize("positions", [[-99], [0], [], [-1, -1], [-1.5], "-1"], ids=str)
+def test_bad_positions_are_refused_before_anything_is_computed(
+    model: Model, prompts: Prompts, positions: object
+) -> None:
+    class Untouched:
+        def stage(self, *args: object) -> None:
+            pytest.fail("a stage was begun")
+
+    with pytest.raises(RequestError, match=r"position"):
+        extract(
+            model,
+            prompts.train,
+            positions=positions,  # type: ignore[arg-type]
+            refusal_tokens=TOKENS,
+            recorder=Untouched(),  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("batch_size", [0, -5])
+def test_a_batch_size_below_one_is_refused(model: Model, prompts: Prompts, batch_size: int) -> None:
+    with pytest.raises(RequestError, match=f"batch size must be at least 1, got {batch_size}"):
+        extract(model, prompts.train, refusal_tokens=TOKENS, batch_size=batch_size)

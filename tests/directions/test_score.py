@@ -96,6 +96,17 @@ def test_batch_size_does_not_matter(batch_size: int) -> None:
         np.testing.assert_allclose(table(batch_size)[name], table()[name], atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [[2, 1, 0], [1, 2, 0]])
+def test_the_order_of_layers_does_not_matter(
+    model: Model, prompts: Prompts, order: list[int]
+) -> None:
+    mixed = candidates().isel(layer=order)
+    found = score(model, mixed, prompts.val, exhaustive=True, screen=False)
+    assert found["layer"].values.tolist() == [0, 1, 2]
+    for name in ("bypass", "induce", "kl", "induce_per_prompt", "direction"):
+        xr.testing.assert_allclose(found[name], table()[name], atol=1e-5)
+
+
 def test_means_are_those_of_the_prompts_of_their_class() -> None:
     found = table()
     harmful = found["harm"].values == "harmful"
@@ -171,6 +182,36 @@ def test_candidates_of_another_model_are_refused(prompts: Prompts) -> None:
 def test_a_table_without_directions_is_refused(model: Model, prompts: Prompts) -> None:
     with pytest.raises(RequestError, match="give the result of direction extract"):
         score(model, candidates().drop_vars("direction"), prompts.val)
+
+
+@pytest.mark.parametrize("dim", ["layer", "position"])
+def test_candidates_need_labels(model: Model, prompts: Prompts, dim: str) -> None:
+    with pytest.raises(RequestError, match=f"the candidates have no labels for {dim}"):
+        score(model, candidates().drop_vars(dim), prompts.val)
+    twice = candidates().isel({dim: [0, 0]})
+    with pytest.raises(RequestError, match=f"labels of {dim} occur twice in the candidates"):
+        score(model, twice, prompts.val)
+
+
+def test_one_candidate_needs_its_dims(model: Model, prompts: Prompts) -> None:
+    with pytest.raises(RequestError, match="no dim 'layer'"):
+        score(model, candidates().isel(layer=1), prompts.val)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch size must be at least 1, got 0"),
+        ({"batch_size": -5}, "batch size must be at least 1, got -5"),
+        ({"kl_max": "a"}, "kl_max is 'a', which is no number"),
+        ({"induce_min": float("nan")}, "induce_min is NaN"),
+    ],
+)
+def test_options_that_are_no_numbers_are_refused(
+    model: Model, prompts: Prompts, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        score(model, candidates(), prompts.val, **options)  # type: ignore[arg-type]
 
 
 def test_a_class_without_prompts_is_refused(model: Model, prompts: Prompts) -> None:

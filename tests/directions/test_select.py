@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from refusal_nn.directions import admissible, select
 from refusal_nn.errors import RequestError
+from refusal_nn.store import annotate
 
 NAN = float("nan")
 
@@ -207,6 +208,8 @@ def test_admissible_marks_each_criterion():
         str(f): np.flatnonzero(~found["passes"].sel(filter=f)).tolist() for f in found.filter.values
     }
     assert failed == {"nan": [0], "layer": [4], "kl": [2], "induce": [1]}
+    described = annotate(found)  # as saving does, which refuses what is not declared
+    assert described["passes"].attrs["long_name"]
 
 
 def test_the_direction_comes_along_where_the_table_carries_one():
@@ -358,6 +361,8 @@ def test_a_table_that_is_none_is_refused_with_the_reason(message):
     "options",
     [
         {"kl_max": NAN},
+        {"kl_max": "a"},
+        {"layer_fraction": None},
         {"induce_min": NAN},
         {"layer_fraction": 1.2},
         {"layer_fraction": -0.1},

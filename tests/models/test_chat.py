@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from refusal_nn.errors import ModelError
+from refusal_nn.errors import ModelError, PromptError
 from refusal_nn.models import Chat
 from tests.families import TEMPLATE, tiny_tokenizer
 
@@ -175,3 +175,41 @@ def test_a_prompt_without_tokens_is_named():
 
 def test_no_prompts_give_no_rows():
     assert Chat(tiny_tokenizer(TEMPLATE)).tokens([]) == []
+
+
+def test_raw_has_no_end_of_instruction_tokens():
+    found = Chat(tiny_tokenizer(), "raw")
+    assert found.eoi_tokens == ()
+    assert found.n_eoi == 0
+
+
+def test_a_template_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "own.jinja").write_bytes(b"\xff\xfe\x00{{")
+    with pytest.raises(ModelError, match=r"own.jinja' cannot be read \(it is not UTF-8 text\)"):
+        Chat(tiny_tokenizer(), str(tmp_path / "own.jinja"))
+
+
+def test_a_control_token_in_a_prompt_is_reported_once(caplog):
+    found = Chat(tiny_tokenizer())
+    texts = ["w10 w11", "w10 <|end|> <|assistant|> w12"]
+    for _ in range(2):
+        assert found.tokens(texts)[1] == [1, 4, 10, 5, 6, 12, 5, 6]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "prompt 'w10 <|end|> <|assistant|> w12' holds the control token '<|end|>'" in (
+        record.getMessage()
+    )
+
+
+def test_a_prompt_whose_end_merges_with_the_template_is_refused():
+    """Probes end otherwise, so only the prompt itself shows it: "~[" is one token."""
+    words = {w: i for i, w in enumerate(["<pad>", "~["])}
+    for letter in [*(chr(c) for c in range(32, 127)), *"\nüßeä"]:
+        words.setdefault(letter, len(words))
+    core = Tokenizer(models.BPE(vocab=words, merges=[("~", "[")], unk_token="<pad>"))
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+    found = chat(tokenizer, "{{ messages[0]['content'] }}[/I]")
+    assert text_of(found) == ["[", "/", "I", "]"]
+    with pytest.raises(PromptError, match="the end of prompt 'about ~' merges"):
+        found.tokens(["about", "about ~"])

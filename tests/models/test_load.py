@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 
 from refusal_nn.errors import ModelError, RequestError
 from refusal_nn.models import load_model
 from refusal_nn.tracing import Capture, capture_tokens
-from tests.families import plain_module, tiny_module, tiny_tokenizer
+from tests.families import FAMILIES, plain_module, tiny_module, tiny_tokenizer
 
 ROWS = [[7, 8, 9], [10, 11, 12, 13]]
 
@@ -56,6 +57,56 @@ def test_the_weights_hash_tells_models_apart_and_nothing_of_the_machine(folder, 
     assert one.weights_hash == same.weights_hash != other.weights_hash
     assert str(folder.parent) not in json.dumps(one.identity())
     assert set(one.identity()) >= {"model", "weights_hash", "template_hash", "dtype", "device"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_checkpoint_of_every_family_is_complete(family, tmp_path):
+    model = load_model(str(save(tmp_path / family, tiny_module(family))), device="cpu")
+    found = model.module.state_dict()
+    for name, value in tiny_module(family).state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
+def test_tied_embeddings_are_not_missing(tmp_path):
+    module = tiny_module("llama", tie_word_embeddings=True)
+    model = load_model(str(save(tmp_path / "tied", module)), device="cpu")
+    assert model.module.lm_head.weight is model.module.model.embed_tokens.weight
+
+
+def test_a_folder_is_called_by_its_own_name_wherever_one_stands(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert load_model(".", device="cpu").name == "tiny-llama"
+
+
+def lower_case(path, tokenizer):
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+def other_pad(path, tokenizer):
+    tokenizer.eos_token = "<pad>"
+
+
+def other_end(path, tokenizer):
+    settings = json.loads((path / "generation_config.json").read_text())
+    (path / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [2, 5]}))
+
+
+@pytest.mark.parametrize("change", [lower_case, other_pad, other_end])
+def test_the_tokenizer_hash_tells_what_changes_tokens_or_ends_completions(folder, tmp_path, change):
+    tokenizer = tiny_tokenizer()
+    path = save(tmp_path / "tiny-llama", tiny_module("llama"))
+    change(path, tokenizer)
+    tokenizer.save_pretrained(path)
+    one = load_model(str(folder), device="cpu").identity()
+    other = load_model(str(path), device="cpu").identity()
+    assert {k for k in one if one[k] != other[k]} == {"tokenizer_hash"}
+
+
+def test_the_tokenizer_hash_does_not_depend_on_the_last_call(folder):
+    before = load_model(str(folder), device="cpu").tokenizer_hash
+    model = load_model(str(folder), device="cpu")
+    model.tokenizer(["w10", "w10 w11"], padding=True, truncation=True, max_length=4)
+    assert model.tokenizer_hash == before
 
 
 def test_weights_need_no_gradient(folder):
@@ -105,6 +156,39 @@ def no_tokenizer(path):
     return str(path)
 
 
+def tensors_changed(path, change):
+    from safetensors.torch import load_file, save_file
+
+    save(path, tiny_module("llama"))
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return str(path)
+
+
+def no_last_block(path):
+    return tensors_changed(
+        path, lambda t: [t.pop(key) for key in [*t] if key.startswith("model.layers.2.")]
+    )
+
+
+def one_tensor_gone(path):
+    return tensors_changed(path, lambda t: t.pop("model.norm.weight"))
+
+
+def unknown_bias(path):
+    return tensors_changed(
+        path, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)})
+    )
+
+
+def fewer_layers(path):
+    save(path, tiny_module("llama"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    return str(path)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -115,6 +199,13 @@ def no_tokenizer(path):
         (no_weights, r"cannot be loaded: .*model\.safetensors"),
         (truncated_weights, r"cannot be loaded: "),
         (no_tokenizer, r"cannot be loaded: .*tokenizer"),
+        (
+            no_last_block,
+            r"not complete: model\.layers\.2\..* and \d+ more are missing from its files",
+        ),
+        (one_tensor_gone, r"not complete: model\.norm\.weight are missing from its files"),
+        (fewer_layers, r"not complete: model\.layers\.2\..* in its files but not in the model"),
+        (unknown_bias, r"layers\.0\.self_attn\.q_proj\.bias are in its files but not"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )
@@ -133,7 +224,7 @@ def test_a_bad_folder_is_refused_in_one_sentence(make, reason, tmp_path):
         ("./nowhere", {}, r"no model folder at '\./nowhere'; check the path"),
         ("/no/such/folder", {}, r"no model folder at '/no/such/folder'"),
         ("a/b/c", {}, r"no model folder at 'a/b/c'"),
-        ("x", {"backend": "cloud"}, r"unknown backend 'cloud'; backends are local, dry-run"),
+        ("x", {"backend": "cloud"}, r"unknown backend 'cloud'; backends are local, ndif, dry-run"),
     ],
 )
 def test_a_name_that_is_no_model_is_refused(name, options, reason):
@@ -146,6 +237,7 @@ def test_a_name_that_is_no_model_is_refused(name, options, reason):
     [
         ({"dtype": "float8"}, r"unknown dtype 'float8'; use one of float32, float64, bfloat16"),
         ({"device": "gpu9"}, r"unknown device 'gpu9'; use cpu, cuda, cuda:1 or auto"),
+        ({"device": "meta"}, r"device 'meta' holds no weights to run; use cpu"),
     ],
 )
 def test_an_unknown_option_lists_what_is_allowed(folder, options, reason):

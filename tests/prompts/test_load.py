@@ -10,6 +10,7 @@ import pytest
 
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts import Prompts, available, build, combine, load_prompts
+from refusal_nn.prompts._labels import prompt_id
 
 
 def write(path, rows):
@@ -128,8 +129,32 @@ ERRORS = [
     (numbered(2, label="safe"), {"harm": "evil"},
      "harm cannot be 'evil'; choose from harmful, harmless"),
     (numbered(2), {"style": "safe", "harm": "harmful"}, "style 'safe' is harmless, not harmful"),
+    ([{"prompt": ["a", "b"], "label": "safe"}], {}, "row 1 has a list for its 'prompt'; give text"),
+    ([{"prompt": {"a": "b"}, "label": "safe"}], {}, "row 1 has a dict for its 'prompt'"),
+    ([{"prompt": True, "label": "safe"}], {}, "row 1 has True for its 'prompt'; give text"),
+    ([{"prompt": "a", "label": ["safe"]}], {}, "row 1 has a list for its 'label'"),
+    ([{"prompt": "a\ud800", "label": "safe"}], {}, r"row 1 has half of a character \(U\+D800\)"),
     (numbered(2, label="safe"), {"duplicates": "keep"}, "'error' or 'drop', not 'keep'"),
 ]  # fmt: skip
+
+
+def test_numbers_are_prompts_and_untyped_labels(tmp_path):
+    rows = [{"prompt": 7, "label": True}, {"prompt": 2.5, "label": False}]
+    path = write(tmp_path / "p.json", rows)
+    prompts = load_prompts(path, labels={"true": "harmful", "false": "harmless"})
+    assert prompts.texts == ["7", "2.5"]
+    assert prompts.harm.tolist() == ["harmful", "harmless"]
+
+
+@pytest.mark.parametrize("name", ["hub:some/set", "advbench", "alpaca"])
+def test_a_loader_that_yields_no_mappings_is_named(name):
+    with pytest.raises(PromptError, match=r"row 1 is a str; each row must map column names"):
+        load_prompts(name, loader=lambda *place: ["how do I bake"])
+
+
+def test_half_a_character_has_no_id():
+    with pytest.raises(PromptError, match=r"half of a character \(U\+DC00\), which is no text"):
+        prompt_id("a\udc00")
 
 
 @pytest.mark.parametrize(("rows", "options", "message"), ERRORS)

@@ -62,6 +62,12 @@ BAD = {
     "number.json": ('[{"prompt": "a"}, 3]', "number.json, item 2: a JSON number"),
     "broken.jsonl": ('{"prompt": "a"}\n{"prompt"\n', "broken.jsonl, line 2: not JSON"),
     "list.jsonl": ('["a"]\n', "list.jsonl, line 1: a JSON list"),
+    "twice.csv": ("prompt,label,prompt\na,safe,b\n", "twice.csv has two columns 'prompt'; rename"),
+    "deep.json": ("[" * 200_000, "deep.json is JSON nested too deeply"),
+    "deep.jsonl": (
+        '{"a": "b"}\n' + '{"a":' * 200_000,
+        "deep.jsonl, line 2: JSON nested too deeply",
+    ),
     "notes.txt": ("hello", r"notes.txt is not a prompt file this can read; use one of .csv"),
 }
 
@@ -92,3 +98,9 @@ def test_jsonl_keeps_any_text(texts):
 def test_csv_keeps_any_text_on_a_line(texts):
     content = "id,text\n" + "".join(f'1,"{t.replace(chr(34), chr(34) * 2)}"\n' for t in texts)
     assert [r["text"] for r in _csv(content, "x")] == texts
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1e"])
+def test_csv_lines_end_at_line_ends_only(tmp_path, mark):
+    (tmp_path / "p.csv").write_text(f"prompt,label\none{mark}two,safe\n", encoding="utf-8")
+    assert read_rows(tmp_path / "p.csv") == [{"prompt": f"one{mark}two", "label": "safe"}]

@@ -199,6 +199,17 @@ def test_a_select_run_and_its_score_run_agree_on_the_selection(
     assert rows[0] == rows[1]
 
 
+def test_a_single_admissible_candidate_is_said_to_be_unranked() -> None:
+    scores = synthetic.score_table()
+    best = scores["bypass"].argmin(...)
+    alone = scores["kl"].where(scores["kl"] < 0, 9.0)
+    alone[{k: int(v) for k, v in best.items()}] = 0.01
+    text = report.build([scores.assign(kl=alone)]).sections[0].blocks[0].text  # type: ignore[union-attr]
+    assert "Of 24 candidates only 1 is admissible, so there is nothing to rank: it is layer" in text
+    many = report.build([scores]).sections[0].blocks[0].text  # type: ignore[union-attr]
+    assert " are admissible; the rule selects layer " in many
+
+
 def test_a_table_without_admissible_candidates_says_why() -> None:
     scores = synthetic.score_table()
     none = scores.assign(induce=scores["induce"] * 0 - 1)

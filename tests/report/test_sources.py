@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from refusal_nn import report, store
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import RequestError, VerificationError
 from refusal_nn.report._page import Page, Table
 from tests.report import synthetic
 
@@ -119,5 +119,16 @@ def test_a_damaged_run_is_refused_with_how_to_see_what_is_wrong(
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 0xFF
     chunk.write_bytes(bytes(data))
-    with pytest.raises(RequestError, match=r"cannot be read .* runs verify score"):
+    with pytest.raises(
+        VerificationError, match=r"run 'score': chunk .* of variable 'bypass.* does not"
+    ):
+        report.read(["score"], stores=tmp_path)
+
+
+def test_a_run_with_a_chunk_missing_is_refused(stores: Path, tmp_path: Path) -> None:
+    """A missing chunk reads as NaN, which a page would show as "not measured"."""
+    copy = tmp_path / "score.zarr"
+    shutil.copytree(stores / "score.zarr", copy)
+    next(p for p in (copy / "bypass" / "c").rglob("*") if p.is_file()).unlink()
+    with pytest.raises(VerificationError, match=r"variable 'bypass' .* is missing; restore it"):
         report.read(["score"], stores=tmp_path)

@@ -127,7 +127,7 @@ def test_many_problems_are_counted_and_not_all_spelled_out(run):
     for path in (run / "scores").rglob("c/*"):
         if path.is_file():
             path.unlink()
-    with pytest.raises(VerificationError, match=r"\(and \d+ more\)\.$"):
+    with pytest.raises(VerificationError, match=r"\(and \d+ more\); restore it .*\.$"):
         verify(run)
 
 

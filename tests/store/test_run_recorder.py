@@ -92,6 +92,21 @@ def test_an_error_in_a_batch_leaves_a_partial_run_that_continues_with_that_batch
     assert content(tmp_path / "run.zarr") == content(tmp_path / "straight" / "run.zarr")
 
 
+@pytest.mark.parametrize("batches_done", [0, 1])
+def test_an_abandoned_run_goes_unless_it_holds_a_batch(tmp_path, batches_done):
+    rec = begin(tmp_path, upto=batches_done)
+    rec.abandon()
+    assert rec.partial.is_dir() == bool(batches_done)
+    analyse(recorder(tmp_path))
+
+
+def test_a_complete_run_is_never_abandoned(tmp_path):
+    rec = recorder(tmp_path)
+    analyse(rec)
+    rec.abandon()
+    verify(rec.path)
+
+
 def test_a_keyboard_interrupt_frees_the_run_for_another_process(tmp_path):
     rec = recorder(tmp_path)
 

@@ -1,0 +1,172 @@
+"""``refusal-nn circuit export`` and ``show``: a circuit as a file, a drawing or a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refusal_nn.cli._options import config_option, json_option, stores_option
+from refusal_nn.cli._output import notice, print_json, print_table
+
+if TYPE_CHECKING:
+    from refusal_nn.circuits import Circuit
+    from refusal_nn.recorded import Run
+
+FORMATS = ("eap-ig-json", "eap-ig-pt", "graphml", "dot", "neuronpedia")
+
+consensus_option = click.option(
+    "--consensus",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="The edges that at least this share of resamples keep, instead of the circuit.",
+)
+
+
+@click.command(name="export")
+@click.argument("circuit")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The file; it must not exist.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(FORMATS),
+    help="Default: by the ending of --output: .json and .pt as EAP-IG, .graphml, .dot.",
+)
+@consensus_option
+@stores_option
+@config_option
+@json_option
+def export_command(
+    circuit: str,
+    output: Path,
+    format_: str | None,
+    consensus: float | None,
+    stores: Path,
+    as_json: bool,
+) -> None:
+    r"""Write the circuit of run CIRCUIT for another program.
+
+    \b
+    Example usage:
+      refusal-nn circuit export RUN --output circuit.graphml
+      refusal-nn circuit export RUN --output graph.json --format neuronpedia
+    """
+    from refusal_nn.circuits import export
+
+    run, found = _opened(stores, circuit, consensus)
+    attrs = run.tree.attrs
+    path = export(
+        found,
+        output,
+        format_,
+        d_model=attrs.get("d_model"),
+        model={k: attrs[k] for k in ("model", "weights_hash", "tokenizer_hash") if k in attrs},
+    )
+    if as_json:
+        print_json({"file": path, "run": run.path, "edges": _size(found)})
+        return
+    click.echo(path)
+    notice(f"{found.n_kept} of {found.n_total} edges from {run.name}")
+
+
+@click.command(name="show")
+@click.argument("circuit")
+@click.option(
+    "--edges",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="List the N strongest edges; --json lists all.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Draw the circuit: .svg, .png or .pdf.",
+)
+@consensus_option
+@stores_option
+@config_option
+@json_option
+def show_command(
+    circuit: str,
+    edges: int,
+    output: Path | None,
+    consensus: float | None,
+    stores: Path,
+    as_json: bool,
+) -> None:
+    r"""Show the circuit of run CIRCUIT: its size, its strongest edges and, on request, a drawing.
+
+    A score is the change of the metric when the edge is corrupted.
+
+    \b
+    Example usage:
+      refusal-nn circuit show RUN
+      refusal-nn circuit show RUN --output circuit.svg
+    """
+    run, found = _opened(stores, circuit, consensus)
+    if output is not None:
+        _draw(found, output)
+    rows = _edges(found)
+    if as_json:
+        document: dict[str, Any] = {
+            "run": run.path,
+            "edges": _size(found),
+            "nodes": found.nodes,
+            "circuit": rows,
+        }
+        print_json(document if output is None else {**document, "drawing": output})
+        return
+    print_table(["from", "into", "score"], [list(row.values()) for row in rows[:edges]])
+    more = f"; {len(rows) - edges} more edges" if len(rows) > edges else ""
+    notice(f"{found.n_kept} of {found.n_total} edges, {len(found.nodes)} nodes{more}")
+    if output is not None:
+        notice(f"drew: {output}")
+
+
+def _opened(stores: Path, name: str, consensus: float | None) -> tuple[Run, Circuit]:
+    from refusal_nn import circuits
+    from refusal_nn.errors import RequestError
+    from refusal_nn.recorded import open_input
+
+    run = open_input(stores, name, "circuit-discover")
+    found = circuits.circuit_of(run)
+    if consensus is None:
+        return run, found
+    if "stability" not in run.tree.children:
+        raise RequestError(
+            f"run {run.name!r} has no resamples to take a consensus of; discover the circuit again "
+            "with --resamples."
+        )
+    table = run.tree["stability"].to_dataset().load()
+    return run, circuits.consensus(table, found, share=consensus)
+
+
+def _size(circuit: Circuit) -> dict[str, int]:
+    return {"kept": circuit.n_kept, "total": circuit.n_total}
+
+
+def _edges(circuit: Circuit) -> list[dict[str, Any]]:
+    """Edges by ``|score|``, the strongest first."""
+    rows: list[dict[str, Any]] = []
+    for src, dst in circuit.edges():
+        score = None
+        if circuit.scores is not None:
+            score = float(circuit.scores[circuit.graph.index(src, dst)])
+        rows.append({"src": src, "dst": dst, "score": score})
+    return sorted(rows, key=lambda row: -abs(row["score"] or 0.0))
+
+
+def _draw(circuit: Circuit, output: Path) -> None:
+    from refusal_nn import plots
+
+    plots.save(plots.circuit_drawing(circuit.to_dataset()), output)

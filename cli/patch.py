@@ -1,0 +1,294 @@
+"""``refusal-nn patch``: exchange activations between a harmful prompt and its harmless partner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refusal_nn.cli._contrast import (
+    check_metric,
+    direction_input,
+    integers,
+    layers_option,
+    metric_from,
+    metric_options,
+    pairs_option,
+    positions_option,
+    screen_option,
+    split_of,
+)
+from refusal_nn.cli._options import (
+    batch_size_option,
+    config_option,
+    json_option,
+    loading_options,
+    model_option,
+    run_options,
+    seed_option,
+    take_loading,
+)
+from refusal_nn.cli._output import notice, print_json, print_table
+from refusal_nn.cli._progress import progress
+from refusal_nn.cli._request import command_line, request
+
+if TYPE_CHECKING:
+    from refusal_nn.recorded import Run
+
+SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+
+new_tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=0),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Length of the completions of patched runs; 0: none.",
+)
+
+
+@click.group(name="patch")
+def command() -> None:
+    """Exchange activations between paired prompts and measure exactly what they carry."""
+
+
+@command.command(name="positions")
+@model_option()
+@loading_options
+@pairs_option
+@click.option(
+    "--split", default="test", show_default=True, help="Split to use: train, val, test or all."
+)
+@click.option(
+    "--site",
+    "sites",
+    type=click.Choice(SITES),
+    multiple=True,
+    default=("resid_pre", "attn_out", "mlp_out"),
+    show_default=True,
+    help="Where to patch; repeatable.",
+)
+@click.option(
+    "--interchange",
+    type=click.Choice(["sufficiency", "necessity"]),
+    default="sufficiency",
+    show_default=True,
+    help="sufficiency: into the harmless prompt's run; necessity: into the harmful one's.",
+)
+@click.option("--cumulative", is_flag=True, help="Patch all blocks up to each layer at once.")
+@metric_options
+@positions_option
+@layers_option
+@screen_option
+@new_tokens_option
+@click.option(
+    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show."
+)
+@batch_size_option
+@seed_option
+@run_options
+@config_option
+@json_option
+def positions_command(
+    model: str,
+    pairs: str,
+    split: str,
+    interchange: str,
+    metric: str,
+    refusal_tokens: str | None,
+    against: str | None,
+    direction: str | None,
+    positions: str | None,
+    layers: str | None,
+    top: int,
+    stores: Path,
+    name: str | None,
+    resume: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    r"""Patch every site, block and token position, and measure what each recovers.
+
+    \b
+    Example usage:
+      refusal-nn patch positions --model tiny-refuser --pairs tiny-pairs
+    """
+    from refusal_nn.models import load_model
+    from refusal_nn.patching import positions_run, strongest_rows
+    from refusal_nn.prompts import load_pairs
+    from refusal_nn.recorded import Keeping
+
+    check_metric(metric, refusal_tokens, against, direction)
+    loading = take_loading(options)
+    where, blocks = integers(positions, "--positions"), integers(layers, "--layers")
+    chosen = split_of(load_pairs(pairs), split)
+    inputs = direction_input(stores, direction)
+    loaded = load_model(model, **loading)
+    with progress() as report:
+        run = positions_run(
+            loaded,
+            chosen,
+            Keeping(stores, name, request(), command_line(), resume, report),
+            metric=metric_from(loaded, metric, refusal_tokens, against, inputs),
+            direction=interchange,
+            positions=where,
+            layers=blocks,
+            inputs=inputs,
+            **options,
+        )
+    table = run.tree.to_dataset()
+    rows = strongest_rows(table, top)
+    if as_json:
+        said = _completions(run, "completions")
+        print_json({**_summary(run), "strongest": rows, "refusal_rate": said})
+        return
+    columns = ["site", "layer", "position", "recovery", "low", "high"]
+    print_table(columns, [list(row.values()) for row in rows])
+    _say(run)
+
+
+@command.command(name="heads")
+@model_option()
+@loading_options
+@pairs_option
+@metric_options
+@positions_option
+@layers_option
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Level of the tests.",
+)
+@click.option(
+    "--min-effect",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Least share of the difference between the prompts that a head must carry.",
+)
+@click.option(
+    "--correction",
+    type=click.Choice(["max-t", "holm", "bh"]),
+    default="max-t",
+    show_default=True,
+    help="For the number of heads tested.",
+)
+@click.option(
+    "--max-heads",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Most heads of a set grown by joint effect.",
+)
+@click.option(
+    "--controls",
+    "n_controls",
+    type=click.IntRange(min=0),
+    default=99,
+    show_default=True,
+    metavar="N",
+    help="Random sets of as many other heads.",
+)
+@screen_option
+@new_tokens_option
+@batch_size_option
+@seed_option
+@run_options
+@config_option
+@json_option
+def heads_command(
+    model: str,
+    pairs: str,
+    metric: str,
+    refusal_tokens: str | None,
+    against: str | None,
+    direction: str | None,
+    positions: str | None,
+    layers: str | None,
+    stores: Path,
+    name: str | None,
+    resume: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    r"""Find the heads that decide to refuse: on train pairs, confirmed on test pairs.
+
+    Every head is exchanged on its own, both ways, and sets of heads are grown by what they do
+    together; val pairs end the growth. Gates are told from the amplifiers that fall with them.
+
+    \b
+    Example usage:
+      refusal-nn patch heads --model tiny-refuser --pairs tiny-pairs
+    """
+    from refusal_nn.models import load_model
+    from refusal_nn.patching import head_rows, heads_run, joint_rows
+    from refusal_nn.prompts import load_pairs
+    from refusal_nn.recorded import Keeping
+
+    check_metric(metric, refusal_tokens, against, direction)
+    loading = take_loading(options)
+    where, blocks = integers(positions, "--positions"), integers(layers, "--layers")
+    chosen = load_pairs(pairs)
+    inputs = direction_input(stores, direction)
+    loaded = load_model(model, **loading)
+    with progress() as report:
+        run = heads_run(
+            loaded,
+            chosen,
+            Keeping(stores, name, request(), command_line(), resume, report),
+            metric=metric_from(loaded, metric, refusal_tokens, against, inputs),
+            positions=where,
+            layers=blocks,
+            inputs=inputs,
+            **options,
+        )
+    table = run.tree.to_dataset()
+    rows, joint = head_rows(table), joint_rows(table)
+    if as_json:
+        said = {
+            way: _completions(run, f"completions_{way}") for way in ("sufficiency", "necessity")
+        }
+        print_json({**_summary(run), "heads": rows, "joint": joint, "refusal_rate": said})
+        return
+    print_table(
+        list(rows[0]) if rows else ["head"],
+        [list(row.values()) for row in rows],
+        empty="no head carries enough of the decision to refuse",
+    )
+    print_table(list(joint[0]), [list(row.values()) for row in joint])
+    _say(run)
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    attrs = run.tree.attrs
+    shown = ("metric", "metric_tokens", "n_pairs", "n_train_pairs", "n_val_pairs", "n_test_pairs")
+    return {
+        "run": run.path,
+        "reused": run.reused,
+        **{key: attrs[key] for key in shown if key in attrs},
+    }
+
+
+def _completions(run: Run, group: str) -> list[dict[str, Any]]:
+    """Refusal rates of the completions of a run, a row a condition; empty where there are none."""
+    if group not in run.tree.children:
+        return []
+    table = run.tree[group].to_dataset()
+    names = {"rate": "refusal_rate", "low": "refusal_rate_low", "high": "refusal_rate_high"}
+    return [
+        {
+            "intervention": str(name),
+            **{k: float(table[v].sel(intervention=name)) for k, v in names.items()},
+            "n": int(table["refusal_rate_n"].sel(intervention=name)),
+            "coherent": float(table["coherent_rate"].sel(intervention=name)),
+        }
+        for name in table["intervention"].values
+    ]
+
+
+def _say(run: Run) -> None:
+    notice(f"{'already complete' if run.reused else 'wrote'}: {run.path}")

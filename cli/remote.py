@@ -1,0 +1,113 @@
+"""``refusal-nn remote``: what an NDIF server offers, and the jobs left there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refusal_nn.cli._options import host_option, json_option, stores_option
+from refusal_nn.cli._output import print_json, print_table
+
+
+@click.group(name="remote")
+def command() -> None:
+    """Ask an NDIF server for its models, versions and the state of jobs."""
+
+
+@command.command(name="status")
+@host_option
+@json_option
+def remote_status(host: str | None, as_json: bool) -> None:
+    """Show what the server has deployed and where its versions differ from those here.
+
+    A difference in nnsight, torch or transformers may change or break results.
+    """
+    from refusal_nn.models import Service, compare_versions, deployed
+
+    service = Service.connect(host)
+    deployments = deployed(service.status())
+    versions = compare_versions(service.environment())
+    owner = service.whoami() if service.key else None
+    if as_json:
+        print_json(
+            {
+                "host": service.host,
+                "key": owner or ("unknown to the server" if service.key else None),
+                "deployments": deployments,
+                "versions": versions,
+            }
+        )
+        return
+    key = "none" if not service.key else f"of {owner}" if owner else "the server knows no owner"
+    print_table(["property", "value"], [("host", service.host), ("access key", key)])
+    click.echo()
+    print_table(
+        ["model", "revision", "task", "state", "level", "dtype", "replicas"],
+        [
+            [
+                d[k]
+                for k in ("repository", "revision", "task", "state", "level", "dtype", "replicas")
+            ]
+            for d in deployments
+        ],
+        empty="no model is deployed",
+    )
+    click.echo()
+    print_table(
+        ["package", "here", "server", "differs"],
+        [[v["package"], v["here"], v["server"], v["here"] != v["server"]] for v in versions],
+    )
+
+
+@command.command(name="jobs")
+@stores_option
+@json_option
+def remote_jobs(stores: Path, as_json: bool) -> None:
+    """List the jobs of unfinished runs and ask their servers how they are.
+
+    `refusal-nn runs resume RUN` collects those that are done.
+    """
+    from refusal_nn.models import Service
+    from refusal_nn.store import job_ledgers, open_runs
+
+    services: dict[str, Any] = {}
+    jobs = []
+    for run in open_runs(stores).select(state="partial"):
+        for stage, ledger in job_ledgers(run.path).items():
+            for entry in ledger.jobs:
+                host = entry["host"]
+                service = services.setdefault(host, Service.connect(host))
+                jobs.append(
+                    {
+                        "run": run.name,
+                        "stage": stage,
+                        "job": entry["id"],
+                        "host": host,
+                        "batches": len(entry["batches"]),
+                        "minutes": round((time.time() - entry["submitted"]) / 60, 1),
+                        "state": _state(service, entry),
+                    }
+                )
+    if as_json:
+        print_json(jobs)
+        return
+    columns = ["run", "stage", "job", "state", "batches", "minutes", "host"]
+    print_table(columns, [[job[c] for c in columns] for job in jobs], empty="no jobs under way")
+
+
+def _state(service: Any, entry: dict[str, Any]) -> str:
+    """The server's word on a job that is under way, else how it ended."""
+    from refusal_nn.errors import UnavailableError
+
+    if entry["state"] != "submitted":
+        return {"done": "collected"}.get(entry["state"], entry["state"])
+    try:
+        answer = service.ask(entry["id"])
+    except UnavailableError:
+        return "unknown: the server does not answer"
+    if answer is None:
+        return "unknown to the server"
+    return "done: ready to collect" if answer.state == "done" else answer.status.lower()

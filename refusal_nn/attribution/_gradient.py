@@ -1,0 +1,159 @@
+"""Attribution by gradients: one pass without and one with, for each batch of pairs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn.attribution._graph import EdgeGraph
+from refusal_nn.errors import WorkError
+from refusal_nn.interventions import Edit
+from refusal_nn.tracing import Capture, Passes, Ref, Request, Results, forward_request, pad
+from refusal_nn.tracing._blocks import block_places
+from refusal_nn.tracing._edges import edge_scores, node_scores
+
+if TYPE_CHECKING:
+    from refusal_nn.attribution._metrics import Metric
+    from refusal_nn.models import Model
+    from refusal_nn.tracing._align import AlignedPairs
+
+_AFTER = {"edge": edge_scores.__name__, "node": node_scores.__name__}
+
+
+def points(method: str, steps: int) -> tuple[list[float], list[float]]:
+    """Where gradients are taken, and with what weights.
+
+    Parameters
+    ----------
+    method : str
+    steps : int
+        Of ``eap-ig``.
+
+    Returns
+    -------
+    fractions, weights : list of float
+        Fractions of the way from the clean to the corrupted embedding. The clean run, 0, is always
+        among them and comes last; weights sum to 1.
+    """
+    if method == "eap-ig":
+        # Hanna et al. 2024, equation 3: k = 1..m of m from corrupted to clean
+        return [1 - k / steps for k in range(1, steps + 1)], [1 / steps] * steps
+    if method == "clean-corrupted":
+        return [1.0, 0.0], [0.5, 0.5]
+    return [0.0], [1.0]
+
+
+def gradient_passes(
+    model: Model,
+    aligned: AlignedPairs,
+    metric: Metric,
+    template: xr.Dataset,
+    batches: list[dict[str, slice]],
+    *,
+    fractions: list[float],
+    weights: list[float],
+    level: str,
+) -> Passes:
+    """What each batch asks of the model, and the scores in its answers.
+
+    Parameters
+    ----------
+    model : Model
+    aligned : AlignedPairs
+    metric : Metric
+    template : xarray.Dataset
+        Of the stage: ``edge_score`` or ``node_score``, ``clean_metric``, ``corrupted_metric``.
+    batches : list of dict
+        Regions over ``prompt``.
+    fractions, weights : list of float
+        See :func:`points`.
+    level : {"edge", "node"}
+    """
+    graph = EdgeGraph.of(model.arch)
+    places = block_places(model)
+    last = metric.reads_after(model) - 1
+    live = [
+        Capture("z", "z", live=True),
+        Capture("mlp_out", "mlp_out", live=True),
+        metric.readout(model, live=True),
+    ]
+    if level == "edge":
+        sites = [p["parts"][0]["site"] for p in places[0]["projections"]]
+        live += [Capture(f"projection{i}", site, live=True) for i, site in enumerate(sites)]
+        live += [
+            Capture("resid_pre", "resid_pre", live=True),
+            Capture("mlp_reader", "mlp_in" if graph.parallel else "resid_mid", live=True),
+            Capture("final", "resid_post", last, live=True),
+        ]
+    else:
+        live += [
+            Capture("resid_pre", "resid_pre", [0], live=True),
+            Capture("attn_out", "attn_out", live=True),
+        ]
+    held = [
+        Capture("embed", "embed", keep=True),
+        Capture("input", "resid_pre", 0, keep=True),
+        Capture("z", "z", keep=True),
+        Capture("mlp", "mlp_out", keep=True),
+        metric.readout(model, keep=True),
+    ]
+
+    def requests(i: int) -> list[Request]:
+        rows = batches[i]["prompt"]
+        clean = pad(aligned.clean_rows[rows], model.pad_token)
+        corrupted = pad(aligned.corrupted_rows[rows], model.pad_token)
+        n = len(clean.lengths)
+        edits = []
+        if any(fractions):
+            embeddings = Ref(0, "embed", rows=list(range(n)) * len(fractions))
+            part = np.repeat(fractions, n)
+            edits.append(
+                Edit(None, "embed", "interpolate", {"fraction": part, "value": embeddings})
+            )
+        after = {
+            "places": places,
+            "parallel": graph.parallel,
+            "n_src": len(graph.src),
+            "n_final": 1 + (last + 1) * graph.writers_per_layer,
+            "weights": weights,
+            "metric": metric.plain(),
+            "mask": clean.mask,
+            "input": Ref(0, "input"),
+            "z": Ref(0, "z"),
+            "mlp": Ref(0, "mlp"),
+            "corrupted_readout": Ref(0, "readout"),
+        }
+        return [
+            forward_request(model, corrupted, held),
+            forward_request(
+                model,
+                clean.repeat(len(fractions)),
+                live,
+                edits,
+                gradient=True,
+                after=(_AFTER[level], after),
+            ),
+        ]
+
+    def collect(i: int, results: Results) -> xr.Dataset:
+        part = template.isel(batches[i])
+        name = f"{level}_score"
+        scores = results[-1][name].numpy()
+        if not np.isfinite(scores).all():
+            raise WorkError(
+                f"model {model.name!r} gave gradients that are not finite; load it in another --dtype."
+            )
+        if level == "edge":
+            scores = np.where(graph.mask, scores, np.nan)
+        dims = template[name].dims
+        return part.assign(
+            {
+                name: (dims, scores.astype(template[name].dtype)),
+                "clean_metric": ("prompt", results[-1]["metric_clean"].numpy()),
+                "corrupted_metric": ("prompt", results[-1]["metric_corrupted"].numpy()),
+            }
+        )
+
+    return Passes(model, requests, collect)

@@ -1,0 +1,38 @@
+"""Circuits: which edges carry a behaviour, and how well they do so alone on held-out pairs."""
+
+from refusal_nn.circuits._ablation import ABLATIONS
+from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.circuits._compare import compare, cross_faithfulness
+from refusal_nn.circuits._discover import RANKINGS, RULES, discover
+from refusal_nn.circuits._evaluate import evaluate
+from refusal_nn.circuits._faithfulness import FRACTIONS
+from refusal_nn.circuits._formats import FORMATS, export, read
+from refusal_nn.circuits._nulls import NULLS, random_circuits
+from refusal_nn.circuits._sizes import Smallest, smallest
+from refusal_nn.circuits._stability import consensus, stability
+from refusal_nn.circuits._steps import circuit_of, compare_run, discover_run, evaluate_run
+
+__all__ = [
+    "ABLATIONS",
+    "FORMATS",
+    "FRACTIONS",
+    "NULLS",
+    "RANKINGS",
+    "RULES",
+    "Circuit",
+    "Smallest",
+    "circuit_of",
+    "compare",
+    "compare_run",
+    "consensus",
+    "cross_faithfulness",
+    "discover",
+    "discover_run",
+    "evaluate",
+    "evaluate_run",
+    "export",
+    "random_circuits",
+    "read",
+    "smallest",
+    "stability",
+]

@@ -1,0 +1,240 @@
+"""From edge scores to a circuit: rank, take, prune."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn.attribution import EdgeGraph
+from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.errors import RequestError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RULES = ("top", "greedy", "threshold")
+RANKINGS = ("absolute", "signed")
+
+
+def discover(
+    scores: xr.Dataset,
+    *,
+    edges: int | None = None,
+    fraction: float | None = None,
+    threshold: float | None = None,
+    rule: str = "top",
+    ranking: str = "absolute",
+) -> Circuit:
+    """The circuit of the best edges.
+
+    Parameters
+    ----------
+    scores : xarray.Dataset
+        From :func:`refusal_nn.attribution.attribute`: ``edge_score`` ``(prompt, src, dst)``; scores
+        are averaged over prompts.
+    edges : int, optional
+        How many edges to ask for.
+    fraction : float, optional
+        The same as a fraction of all edges, rounded down.
+    threshold : float, optional
+        For ``rule="threshold"``: keep edges that score at least this, in the metric's unit a prompt.
+    rule : {"top", "greedy", "threshold"}
+        ``top``: the best edges wherever they are. ``greedy``: from the logits up, each time the best
+        edge into a node that is in already, so nothing dangles at the logits' end.
+    ranking : {"absolute", "signed"}
+        By size of the effect, or by how much an edge supports the metric: with ``signed``, edges
+        that work against it come last.
+
+    Returns
+    -------
+    Circuit
+        Dead ends are pruned, so it may have fewer edges than asked for: ``attrs["requested"]`` and
+        ``n_kept`` say both.
+
+    Raises
+    ------
+    RequestError
+        If not exactly one size fits the rule, or the scores are not edge scores.
+
+    References
+    ----------
+    Hanna et al. 2024 (EAP-IG), whose top-n, greedy and pruning these are.
+    """
+    graph, mean = mean_scores(scores)
+    worth = supporting(mean, str(scores.attrs.get("metric")))
+    n = _requested(graph, edges, fraction, threshold, rule)
+    kept = choose(graph, worth, n=n, threshold=threshold, rule=rule, ranking=ranking)
+    requested = int(n) if n is not None else int((_ranked(worth, ranking) >= threshold).sum())
+    attrs: dict[str, Any] = {str(k): v for k, v in scores.attrs.items() if _told(str(k))}
+    attrs |= {"rule": rule, "ranking": ranking, "requested": requested}
+    if threshold is not None:
+        attrs["threshold"] = float(threshold)
+    return Circuit(graph, kept, mean, attrs)
+
+
+def _told(name: str) -> bool:
+    """Attrs of scores that say what a circuit is of and how its edges were scored."""
+    own = ("model", "weights_hash", "d_model", "method", "steps")
+    return name in own or name.startswith("metric")
+
+
+def choose(
+    graph: EdgeGraph,
+    worth: NDArray[np.float64],
+    *,
+    n: int | None = None,
+    threshold: float | None = None,
+    rule: str = "top",
+    ranking: str = "absolute",
+) -> NDArray[np.bool_]:
+    """The pruned circuit that a rule picks from scores ``[src, dst]``, higher = supports more."""
+    if rule not in RULES:
+        raise RequestError(f"unknown rule {rule!r}; rules are {', '.join(RULES)}.")
+    rank = _ranked(worth, ranking)
+    if rule == "threshold":
+        return prune(graph, graph.mask & (np.nan_to_num(rank, nan=-np.inf) >= threshold))
+    assert n is not None
+    if rule == "greedy":
+        return prune(graph, _greedy(graph, rank, n))
+    return prune(graph, top(graph, rank, n))
+
+
+def top(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+    """The ``n`` best edges; of equal ones, those that come first in the graph."""
+    at = np.flatnonzero(graph.mask.ravel())
+    order = at[np.argsort(-rank.ravel()[at], kind="stable")]
+    kept = np.zeros(graph.mask.size, dtype=bool)
+    kept[order[:n]] = True
+    return kept.reshape(graph.mask.shape)
+
+
+def prune(graph: EdgeGraph, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without edges that lead nowhere or come from nowhere, to a fixpoint.
+
+    A writer stays while something reads it and, the embedding apart, one of its readers reads
+    something; a reader stays while a writer it is part of does.
+    """
+    kept = kept.copy()
+    while True:
+        fed = (graph.belongs & kept.any(0)).any(1)
+        fed[0] = True
+        alive = fed & kept.any(1)
+        reading = (graph.belongs & alive[:, None]).any(0)
+        reading[-1] = True
+        left = kept & alive[:, None] & reading[None, :]
+        if left.sum() == kept.sum():
+            return left
+        kept = left
+
+
+def mean_scores(scores: xr.Dataset) -> tuple[EdgeGraph, NDArray[np.float64]]:
+    """The graph of edge scores, and their mean over prompts ``[src, dst]``.
+
+    Raises
+    ------
+    RequestError
+        If they are no edge scores, or an edge has none.
+    """
+    graph, table = prompt_scores(scores)
+    return graph, table.mean(0)
+
+
+def prompt_scores(scores: xr.Dataset) -> tuple[EdgeGraph, NDArray[np.float64]]:
+    """The graph of edge scores, and the scores of each prompt ``[prompt, src, dst]``."""
+    if "edge_score" not in scores or {"src", "dst"} - set(scores["edge_score"].dims):
+        held = ", ".join(map(str, scores)) or "nothing"
+        raise RequestError(
+            f"the scores hold no variable 'edge_score' (they hold {held}); attribute with level='edge'."
+        )
+    graph = EdgeGraph.from_attrs(scores.attrs)
+    table = scores["edge_score"]
+    if "prompt" not in table.dims:
+        table = table.expand_dims("prompt")
+    values = np.asarray(table.transpose("prompt", "src", "dst").values, dtype=np.float64)
+    if values.shape[1:] != graph.mask.shape:
+        raise RequestError(
+            f"the scores have shape {values.shape[1:]} (src, dst), but their graph has "
+            f"{graph.mask.shape}."
+        )
+    unscored = np.isnan(values[:, graph.mask]).sum()
+    if unscored:
+        raise RequestError(
+            f"{unscored} of the edges' scores are missing; attribute all edges before choosing some."
+        )
+    return graph, values
+
+
+def supporting(mean: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
+    """Scores turned so that higher means the edge supports the behaviour.
+
+    A score is the change of the metric when the edge is corrupted, so an edge supports a metric of
+    refusal when its score is negative; and KL from the clean run, which corruption raises, when it
+    is positive.
+    """
+    return mean if metric == "kl" else -mean
+
+
+def _ranked(worth: NDArray[np.float64], ranking: str) -> NDArray[np.float64]:
+    if ranking not in RANKINGS:
+        raise RequestError(f"unknown ranking {ranking!r}; rankings are {', '.join(RANKINGS)}.")
+    return np.abs(worth) if ranking == "absolute" else worth
+
+
+def _greedy(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+    """From the logits up: the best edge into what is in already, ``n`` times."""
+    kept = np.zeros(graph.mask.shape, dtype=bool)
+    heap: list[tuple[float, int, int]] = []
+    inside = np.zeros(len(graph.src), dtype=bool)
+
+    def offer(dst: int) -> None:
+        for s in range(int(graph.prefix[dst])):
+            heapq.heappush(heap, (-float(rank[s, dst]), s, dst))
+
+    offered = {len(graph.dst) - 1}
+    offer(len(graph.dst) - 1)
+    for _ in range(n):
+        if not heap:
+            break
+        _, s, d = heapq.heappop(heap)
+        kept[s, d] = True
+        if not inside[s]:
+            inside[s] = True
+            for reader in np.flatnonzero(graph.belongs[s]):
+                if (
+                    int(reader) not in offered
+                ):  # heads that share a key-value head share its readers
+                    offered.add(int(reader))
+                    offer(int(reader))
+    return kept
+
+
+def _requested(
+    graph: EdgeGraph,
+    edges: int | None,
+    fraction: float | None,
+    threshold: float | None,
+    rule: str,
+) -> int | None:
+    given = [name for name, v in (("edges", edges), ("fraction", fraction)) if v is not None]
+    if rule == "threshold":
+        if threshold is None or given:
+            raise RequestError("rule 'threshold' takes a threshold and neither edges nor fraction.")
+        return None
+    if threshold is not None or len(given) != 1:
+        raise RequestError(f"rule {rule!r} takes exactly one of edges and fraction.")
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise RequestError(f"fraction {fraction} is not in (0, 1].")
+        return size_of(graph, fraction)
+    assert edges is not None
+    if not 1 <= edges <= graph.n_edges:
+        raise RequestError(f"{edges} edges were asked for, but the graph has 1 to {graph.n_edges}.")
+    return edges
+
+
+def size_of(graph: EdgeGraph, fraction: float) -> int:
+    """Edges that a fraction of the graph is: rounded down, as in MIB."""
+    return int(fraction * graph.n_edges)

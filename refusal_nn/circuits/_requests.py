@@ -1,0 +1,157 @@
+"""Circuits as requests: which reader is overwritten where, for a batch of (circuit, pair) rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from refusal_nn.interventions import Edit
+from refusal_nn.tracing import Batch, Capture, Ref, Request, forward_request
+from refusal_nn.tracing import _circuit as _shipped  # noqa: F401  registers its functions
+from refusal_nn.tracing._blocks import block_places
+
+if TYPE_CHECKING:
+    from refusal_nn.attribution import EdgeGraph, Metric
+    from refusal_nn.models import Model
+
+_CACHE_BYTES = 1 << 29
+
+
+def sources_request(model: Model, batch: Batch, *, total: bool = False) -> Request:
+    """A plain run of prompts that holds what every writer contributes.
+
+    Parameters
+    ----------
+    model : Model
+    batch : Batch
+    total : bool
+        Add up the rows and return the sums instead of holding them; for rows of equal length.
+    """
+    keep = not total
+    captures = [
+        Capture("input", "resid_pre", 0, keep=keep),
+        Capture("z", "z", keep=keep),
+        Capture("mlp", "mlp_out", keep=keep),
+    ]
+    writers = [places["writer"] for places in block_places(model)]
+    after = ("circuit_sources", {"places": writers, "sum": total})
+    return forward_request(model, batch, captures, after=after)
+
+
+def circuits_request(
+    model: Model,
+    graph: EdgeGraph,
+    batch: Batch,
+    kept: np.ndarray,
+    metric: Metric,
+    *,
+    ablated: int | dict[str, torch.Tensor] | None,
+    after: tuple[str, dict[str, Any]] | None = None,
+) -> Request:
+    """Several circuits on the same pairs, in one pass.
+
+    Parameters
+    ----------
+    model : Model
+    graph : EdgeGraph
+    batch : Batch
+        The clean prompts, once; the pass has ``len(kept)`` times its rows, circuit first.
+    kept : array, ``[circuit, src, dst]`` bool
+    metric : Metric
+        Decides what is read, and so where the reader ``logits`` is.
+    ablated : int, dict or None
+        What excluded edges carry: the writers that this request of the batch held
+        (:func:`sources_request`, the same pairs), given tensors aligned at the last token, or zero.
+    after : (str, dict), optional
+        What is made of the capture ``readout``, see :func:`refusal_nn.tracing.forward_request`.
+    """
+    rows = batch.repeat(len(kept))
+    edits = _edits(
+        model, graph, batch, np.asarray(kept, dtype=bool), ablated, metric.reads_after(model)
+    )
+    return forward_request(model, rows, [metric.readout(model)], edits, after=after)
+
+
+def bytes_per_row(model: Model, graph: EdgeGraph, width: int) -> int:
+    """What one (circuit, pair) row needs beside the model's own activations, at its peak."""
+    heads = graph.readers_per_layer + graph.n_heads
+    vectors = 2 * heads + 2 * graph.n_layers + 2
+    return int(vectors * width * model.d_model * (8 if model.dtype == torch.float64 else 4))
+
+
+def _edits(
+    model: Model,
+    graph: EdgeGraph,
+    batch: Batch,
+    kept: np.ndarray,
+    ablated: int | dict[str, torch.Tensor] | None,
+    depth: int,
+) -> list[Edit]:
+    circuits = len(kept)
+    excluded = ~kept
+    blocks = block_places(model)
+    size = 8 if model.dtype == torch.float64 else 4
+    every = len(graph.src) * circuits * batch.ids.numel() * model.d_model * size
+    common = {"circuits": circuits, "cache": every <= _CACHE_BYTES}
+    edits: list[Edit] = []
+
+    def add(layer: int, site: str, operation: str, plain: dict[str, Any]) -> None:
+        edits.append(Edit(layer, site, operation, {}, plain=plain))
+
+    def record(layer: int, site: str, name: str, place: dict[str, Any] | None) -> None:
+        value = _value(ablated, name, None if name == "input" else layer)
+        number = {"input": 0, "z": 1, "mlp": 1 + graph.n_heads}[name]
+        writers = [number + layer * graph.writers_per_layer, len(graph.src)]
+        plain = {**common, "value": value, "place": place, "writers": writers}
+        add(layer, site, "record_writer", plain)
+
+    for layer, places in enumerate(blocks[:depth]):
+        first = layer * graph.readers_per_layer
+        mlp = first + graph.readers_per_layer - 1
+        add(layer, "resid_pre", "record_residual", {"add": False})
+        if layer == 0:
+            record(layer, "resid_pre", "input", None)
+        start = 0
+        parts = [part for module in places["projections"] for part in module["parts"]]
+        for site, part in zip(("q", "k", "v"), parts, strict=True):
+            plain = {
+                "excluded": None if start else _excluded(graph, excluded, first, mlp),
+                "norm": places["attn_norm"],
+                "projection": part,
+                "readers": [start, start + part["heads"]],
+            }
+            add(layer, site, "read_heads", plain)
+            start += part["heads"]
+        record(layer, "z", "z", places["writer"])
+        if not graph.parallel:
+            add(layer, "attn_out", "record_residual", {"add": True})
+        seen = _excluded(graph, excluded, mlp, mlp + 1)
+        add(layer, "mlp_in", "read_stream", {"excluded": seen, "norm": _path(places["mlp_norm"])})
+        record(layer, "mlp_out", "mlp", None)
+    add(depth - 1, "resid_post", "record_residual", {"add": False})
+    seen = _excluded(graph, excluded, len(graph.dst) - 1, len(graph.dst))
+    seen = seen[:, :, : 1 + depth * graph.writers_per_layer]
+    add(depth - 1, "resid_post", "read_stream", {"excluded": seen, "norm": None})
+    return edits
+
+
+def _excluded(graph: EdgeGraph, excluded: np.ndarray, start: int, stop: int) -> torch.Tensor:
+    """``[circuit, reader, writer]`` of neighbouring readers, which see the same writers."""
+    seen = int(graph.prefix[start])
+    return torch.from_numpy(excluded[:, :seen, start:stop].transpose(0, 2, 1).copy())
+
+
+def _value(
+    ablated: int | dict[str, torch.Tensor] | None, name: str, layer: int | None
+) -> Ref | torch.Tensor | None:
+    if ablated is None:
+        return None
+    if isinstance(ablated, int):
+        return Ref(ablated, name, layer=layer)
+    return (ablated[name] if layer is None else ablated[name][layer])[None]
+
+
+def _path(norm: dict[str, Any] | None) -> str | None:
+    return None if norm is None else str(norm["path"])

@@ -1,0 +1,139 @@
+"""How much a circuit depends on the prompts it was found on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.circuits._discover import choose, prompt_scores, supporting
+from refusal_nn.errors import RequestError
+
+CONSENSUS = (0.5, 0.9, 1.0)
+
+
+def stability(
+    scores: xr.Dataset,
+    circuit: Circuit,
+    *,
+    n_resamples: int = 100,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Circuits of resampled prompts, from stored scores: no pass of the model.
+
+    Families of prompts are drawn with replacement; each resample's scores are averaged and a circuit
+    of the same rule, ranking and requested size is taken from them.
+
+    Parameters
+    ----------
+    scores : xarray.Dataset
+        ``edge_score`` ``(prompt, src, dst)``, with coord ``family`` where prompts are not
+        independent.
+    circuit : Circuit
+        Found from these scores with :func:`refusal_nn.circuits.discover`: its attrs say how.
+    n_resamples : int
+        100 or more are asked for in the literature.
+    seed : int
+
+    Returns
+    -------
+    xarray.Dataset
+        ``inclusion`` ``(src, dst)``: share of resamples that keep an edge, NaN where there is none.
+        ``jaccard``: mean overlap of two resamples' circuits; ``jaccard_low`` and ``_high``: its 2.5
+        and 97.5 % quantiles over pairs of resamples, a spread and not an interval of the mean. A
+        circuit is called stable above .8 [1]_. ``edges_kept`` ``(draw)``.
+
+    Raises
+    ------
+    RequestError
+        If there is one family only, or fewer than two resamples.
+
+    References
+    ----------
+    .. [1] Meloux et al. 2025, arXiv:2510.00845.
+    """
+    graph, table = prompt_scores(scores)
+    if n_resamples < 2:
+        raise RequestError(f"stability needs at least 2 resamples, got {n_resamples}.")
+    family = scores["family"].values if "family" in scores.coords else np.arange(len(table))
+    names, code = np.unique(np.array([str(f) for f in family]), return_inverse=True)
+    if len(names) < 2:
+        raise RequestError(
+            "the scores are of one family of prompts, so there is nothing to resample; attribute more."
+        )
+    worth = supporting(table, str(scores.attrs.get("metric")))
+    sums = np.zeros((len(names), *worth.shape[1:]))
+    np.add.at(sums, code, worth)
+    counts = np.bincount(code).astype(float)
+    rng = np.random.default_rng(seed)
+    kept = []
+    for _ in range(n_resamples):
+        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        mean = np.tensordot(times, sums, 1) / (times @ counts)
+        kept.append(_like(circuit, graph, mean))
+    drawn = np.stack(kept)
+    inclusion = np.where(graph.mask, drawn.mean(0), np.nan)
+    overlap = jaccard(drawn)
+    low, high = np.quantile(overlap, [0.025, 0.975])
+    return xr.Dataset(
+        {
+            "inclusion": (("src", "dst"), inclusion),
+            "jaccard": float(overlap.mean()),
+            "jaccard_low": float(low),
+            "jaccard_high": float(high),
+            "edges_kept": ("draw", drawn.sum((1, 2))),
+        },
+        coords={"src": graph.src, "dst": graph.dst, "draw": np.arange(n_resamples)},
+        attrs={
+            **graph.to_attrs(),
+            "n_resamples": n_resamples,
+            "seed": seed,
+            "resampled": "families",
+        },
+    )
+
+
+def consensus(found: xr.Dataset, circuit: Circuit, *, share: float = 0.9) -> Circuit:
+    """The edges that at least a share of resamples keep, as a circuit; not pruned.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        From :func:`stability`.
+    circuit : Circuit
+        Its scores and attrs are kept.
+    share : float
+        In (0, 1]; 1 is the strict consensus.
+
+    Raises
+    ------
+    RequestError
+        If the share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise RequestError(f"a consensus of {share} is asked for; give a share in (0, 1].")
+    kept = np.nan_to_num(found["inclusion"].values) >= share
+    return Circuit(circuit.graph, kept, circuit.scores, {**circuit.attrs, "consensus": share})
+
+
+def jaccard(kept: np.ndarray) -> np.ndarray:
+    """Intersection over union of every two of ``[draw, src, dst]`` circuits, ``[pair]``.
+
+    Two empty circuits agree: 1.
+    """
+    flat = kept.reshape(len(kept), -1).astype(np.float64)
+    both = flat @ flat.T
+    size = flat.sum(1)
+    union = size[:, None] + size[None, :] - both
+    overlap = np.divide(both, union, out=np.ones_like(both), where=union > 0)
+    return np.asarray(overlap[np.triu_indices(len(kept), 1)])
+
+
+def _like(circuit: Circuit, graph: Any, worth: np.ndarray) -> np.ndarray:
+    """A circuit made as another was, from other scores."""
+    rule, ranking = str(circuit.attrs.get("rule")), str(circuit.attrs.get("ranking"))
+    threshold = circuit.attrs.get("threshold")
+    n = None if rule == "threshold" else int(circuit.attrs.get("requested", circuit.n_kept))
+    return choose(graph, worth, n=n, threshold=threshold, rule=rule, ranking=ranking)

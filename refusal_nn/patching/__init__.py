@@ -1,0 +1,38 @@
+"""Exact activation patching between the two prompts of a pair.
+
+The *clean* prompt is the harmful one, the *corrupted* prompt its harmless partner.
+:func:`positions` exchanges activations at every site, block and token; :func:`heads` exchanges
+single attention heads; :func:`refusal_heads` finds the heads that decide to refuse, tested on pairs
+that took no part in finding them; :func:`generate` shows what a patched model says.
+"""
+
+from refusal_nn.patching._exchange import INTERCHANGES, Swap
+from refusal_nn.patching._generate import generate, of_heads
+from refusal_nn.patching._heads import heads
+from refusal_nn.patching._positions import positions
+from refusal_nn.patching._refusal_heads import refusal_heads
+from refusal_nn.patching._steps import (
+    head_rows,
+    heads_run,
+    joint_rows,
+    positions_run,
+    strongest_rows,
+)
+from refusal_nn.tracing._align import AlignedPairs, align
+
+__all__ = [
+    "INTERCHANGES",
+    "AlignedPairs",
+    "Swap",
+    "align",
+    "generate",
+    "head_rows",
+    "heads",
+    "heads_run",
+    "joint_rows",
+    "of_heads",
+    "positions",
+    "positions_run",
+    "refusal_heads",
+    "strongest_rows",
+]

@@ -1,0 +1,211 @@
+"""Exact exchange of single attention heads, both ways, with a permutation test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn import stats
+from refusal_nn._batches import rows_per_pass
+from refusal_nn.errors import RequestError
+from refusal_nn.patching._baseline import Baseline, baseline, blocks
+from refusal_nn.patching._exchange import INTERCHANGES, checked_interchange
+from refusal_nn.patching._metric import resolve_metric
+from refusal_nn.patching._positions import checked_positions
+from refusal_nn.patching._recovery import mean_recovery, recovery
+from refusal_nn.patching._sets import exchange_sets
+from refusal_nn.store import MemoryRecorder, Recorder
+
+if TYPE_CHECKING:
+    from refusal_nn.attribution import Metric
+    from refusal_nn.models import Model
+    from refusal_nn.prompts import Pairs
+
+_DIMS = ("interchange", "prompt", "layer", "head")
+
+
+def heads(
+    model: Model,
+    pairs: Pairs,
+    *,
+    directions: Sequence[str] = INTERCHANGES,
+    metric: Metric | None = None,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    screen: bool = True,
+    correction: str = "max-t",
+    n_permutations: int = 9999,
+    confidence: float = 0.95,
+    batch_size: int | None = None,
+    seed: int = 0,
+    recorder: Recorder | None = None,
+) -> xr.Dataset:
+    """How much of the difference between two prompts each attention head carries on its own.
+
+    A head's output in one prompt's run, before the output projection mixes the heads, is replaced
+    by its output in the other prompt's run (an *interchange*).
+
+    Parameters
+    ----------
+    model : Model
+    pairs : Pairs
+    directions : sequence of str
+        ``sufficiency``: the harmless run gets the harmful run's head; ``necessity``: the harmful run
+        gets the harmless one's.
+    metric : Metric, optional
+        Default: log-odds of the refusal tokens, found from the model's own refusals.
+    positions : sequence of int, optional
+        Tokens at which the head is exchanged, from the end of the prompt; all when None.
+    layers : sequence of int, optional
+        Default every block that the metric can see.
+    screen : bool
+        With the refusal log-odds: leave out pairs that the model does not treat as labelled.
+    correction : {"max-t", "holm", "bh"}
+        For the number of heads and directions tested; see :func:`refusal_nn.stats.sign_flip`.
+    n_permutations : int
+    confidence : float
+    batch_size : int, optional
+        Rows (head, pair) a pass. The result does not depend on it.
+    seed : int
+        Of the bootstrap, the permutations and the prompts refusal tokens are found from.
+    recorder : Recorder, optional
+
+    Returns
+    -------
+    xarray.Dataset
+        ``recovery`` ``(interchange, prompt, layer, head)``: share of the pair's difference that the
+        exchange moves, 0 none, 1 all; ``recovery_mean`` ``(interchange, layer, head)`` with ``_low``
+        and ``_high``; ``head_p`` and ``head_p_adjusted``: one-sided sign-flip test, by family, that
+        the exchange moves the metric towards the other prompt; ``clean_metric``,
+        ``corrupted_metric`` and the texts ``(prompt)``.
+
+    Raises
+    ------
+    PromptError, RequestError
+        As :func:`positions`.
+
+    References
+    ----------
+    arXiv 2604.04385 (interchange of heads between paired prompts, both ways, permutation null).
+    """
+    chosen_directions = [checked_interchange(d) for d in directions]
+    if not chosen_directions or len(set(chosen_directions)) < len(chosen_directions):
+        raise RequestError(f"directions {list(directions)}: name at least one, each once.")
+    rec = recorder if recorder is not None else MemoryRecorder()
+    rows = batch_size or rows_per_pass(model)
+    chosen_metric = resolve_metric(
+        model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed
+    )
+    chosen = blocks(model, chosen_metric, layers)
+    base = baseline(model, pairs, chosen_metric, screen=screen, rows=rows, recorder=rec)
+    where = None if positions is None else checked_positions(base, positions)
+    effect = single_effects(model, base, chosen_metric, chosen_directions, chosen, where, rows, rec)
+    return head_table(
+        base,
+        effect,
+        chosen_directions,
+        chosen,
+        correction=correction,
+        n_permutations=n_permutations,
+        confidence=confidence,
+        seed=seed,
+    ).assign_attrs(
+        **model.identity(),
+        **pairs.to_dataset().attrs,
+        **chosen_metric.to_attrs(),
+        positions=[] if where is None else where,
+        n_layers=model.n_layers,
+        n_pairs=len(base.pairs),
+        dropped_pairs=list(base.dropped),
+    )
+
+
+def single_effects(
+    model: Model,
+    base: Baseline,
+    metric: Metric,
+    directions: Sequence[str],
+    layers: Sequence[int],
+    positions: Sequence[int] | None,
+    rows: int,
+    recorder: Recorder,
+    *,
+    stage: str = "heads",
+) -> np.ndarray:
+    """What each head moves on its own, ``[pair, interchange, layer, head]``, in the metric's unit."""
+    sets = [[(layer, head)] for layer in layers for head in range(model.n_heads)]
+    found = [
+        exchange_sets(
+            model,
+            base,
+            metric,
+            direction,
+            sets,
+            positions=positions,
+            rows=rows,
+            recorder=recorder,
+            stage=f"{stage}_{direction}",
+        )
+        for direction in directions
+    ]
+    return np.stack(found, axis=1).reshape(-1, len(found), len(layers), model.n_heads)
+
+
+def head_table(
+    base: Baseline,
+    effect: np.ndarray,
+    directions: Sequence[str],
+    layers: Sequence[int],
+    *,
+    correction: str,
+    n_permutations: int,
+    confidence: float,
+    seed: int,
+) -> xr.Dataset:
+    """Recovery of single heads with intervals and tests, from effects of every pair.
+
+    Parameters
+    ----------
+    base : Baseline
+    effect : array, ``[pair, interchange, layer, head]``
+    directions, layers
+        Its labels.
+    correction, n_permutations, confidence, seed
+        As :func:`heads`.
+    """
+    family = base.pairs.family
+    test = stats.sign_flip(
+        effect,
+        cluster=family,
+        correction=correction,  # type: ignore[arg-type]
+        n_permutations=n_permutations,
+        seed=seed,
+    )
+    mean, low, high, method = mean_recovery(
+        effect, base.difference, cluster=family, confidence=confidence, seed=seed
+    )
+    dims = ("interchange", "layer", "head")
+    shares: dict[str, Any] = {
+        "recovery_mean": mean,
+        "recovery_mean_low": low,
+        "recovery_mean_high": high,
+        "head_p": test.p,
+        "head_p_adjusted": test.p_adjusted,
+    }
+    return xr.Dataset(
+        {
+            **base.variables(),
+            "recovery": (_DIMS, np.moveaxis(recovery(effect, base.difference), 0, 1)),
+            **{name: (dims, values) for name, values in shares.items()},
+        },
+        coords={
+            **base.labels(),
+            "interchange": np.array(list(directions), dtype=object),
+            "layer": list(layers),
+            "head": np.arange(effect.shape[-1]),
+        },
+        attrs={"interval": method, "confidence": confidence, "test": test.method},
+    )

@@ -1,0 +1,268 @@
+"""Exact activation patching over sites, blocks and token positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn._batches import rows_per_pass
+from refusal_nn.errors import RequestError
+from refusal_nn.patching._baseline import Baseline, baseline, blocks
+from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange, chunks
+from refusal_nn.patching._metric import resolve_metric
+from refusal_nn.patching._recovery import effects, mean_recovery, recovery
+from refusal_nn.store import MemoryRecorder, Recorder
+from refusal_nn.tracing import Passes, Request, Results
+
+if TYPE_CHECKING:
+    from refusal_nn.attribution import Metric
+    from refusal_nn.models import Model
+    from refusal_nn.prompts import Pairs
+
+SITES = ("resid_pre", "attn_out", "mlp_out")
+LAYERS_PER_BATCH = 8
+"""Blocks a batch covers: what is held for it is as many residual streams and site activations."""
+
+_DIMS = ("prompt", "site", "layer", "position")
+
+
+def positions(
+    model: Model,
+    pairs: Pairs,
+    *,
+    sites: Sequence[str] = SITES,
+    direction: str = "sufficiency",
+    cumulative: bool = False,
+    metric: Metric | None = None,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    screen: bool = True,
+    confidence: float = 0.95,
+    batch_size: int | None = None,
+    seed: int = 0,
+    recorder: Recorder | None = None,
+) -> xr.Dataset:
+    """How much of the difference between two prompts one activation carries, everywhere.
+
+    Each (site, block, position) of one prompt's run is replaced by its value in the other prompt's
+    run, and the metric of what follows is measured exactly, nothing linearised.
+
+    Parameters
+    ----------
+    model : Model
+    pairs : Pairs
+        Of equal length token by token; see :func:`refusal_nn.patching.align`.
+    sites : sequence of str
+        Sites of a block without heads: ``resid_pre``, ``attn_out``, ``mlp_out`` and so on.
+    direction : {"sufficiency", "necessity"}
+        Sufficiency: the harmless run gets the harmful run's activation. Necessity: the harmful run
+        gets the harmless one's.
+    cumulative : bool
+        Replace the site at a position in all the blocks up to and including ``layer`` at once.
+    metric : Metric, optional
+        Default: log-odds of the refusal tokens, found from the model's own refusals.
+    positions : sequence of int, optional
+        From the end of the prompt; default from where pairs begin to differ to the last token.
+    layers : sequence of int, optional
+        Default every block that the metric can see.
+    screen : bool
+        With the refusal log-odds: leave out pairs that the model does not treat as labelled.
+    confidence : float
+    batch_size : int, optional
+        Rows (variant, pair) a pass. The result does not depend on it.
+    seed : int
+        Of the bootstrap, and of which prompts refusal tokens are found from.
+    recorder : Recorder, optional
+
+    Returns
+    -------
+    xarray.Dataset
+        ``recovery`` ``(prompt, site, layer, position)``: share of the pair's difference in the
+        metric that the patch moves, 0 none, 1 all, in either direction; ``patched_metric`` of the
+        same dims; ``recovery_mean`` ``(site, layer, position)``, a ratio of means, with ``_low`` and
+        ``_high`` from a paired bootstrap over families; ``clean_metric``, ``corrupted_metric``,
+        ``clean_text`` and ``corrupted_text`` ``(prompt)``.
+
+    Raises
+    ------
+    PromptError
+        If pairs are not aligned, the model treats none as labelled, or their difference in the
+        metric cannot be told from 0.
+    RequestError
+        If a site, position, layer, direction or metric is not there.
+
+    References
+    ----------
+    Heimersheim and Nanda 2024, *How to use and interpret activation patching*.
+    """
+    checked_interchange(direction)
+    sites = _checked_sites(model, sites)
+    rec = recorder if recorder is not None else MemoryRecorder()
+    rows = batch_size or rows_per_pass(model)
+    chosen_metric = resolve_metric(
+        model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed
+    )
+    chosen = blocks(model, chosen_metric, layers)
+    base = baseline(model, pairs, chosen_metric, screen=screen, rows=rows, recorder=rec)
+    where = checked_positions(base, positions)
+    patched = _sweep(
+        model, base, chosen_metric, direction, sites, chosen, where, cumulative, rows, rec
+    )
+    effect = effects(patched, base.start_of(direction), direction)
+    mean, low, high, method = mean_recovery(
+        effect, base.difference, cluster=base.pairs.family, confidence=confidence, seed=seed
+    )
+    return xr.Dataset(
+        {
+            **base.variables(),
+            "recovery": (_DIMS, recovery(effect, base.difference)),
+            "patched_metric": (_DIMS, patched),
+            "recovery_mean": (_DIMS[1:], mean),
+            "recovery_mean_low": (_DIMS[1:], low),
+            "recovery_mean_high": (_DIMS[1:], high),
+        },
+        coords={
+            **base.labels(),
+            "site": np.array(sites, dtype=object),
+            "layer": chosen,
+            "position": where,
+        },
+        attrs={
+            **model.identity(),
+            **pairs.to_dataset().attrs,
+            **chosen_metric.to_attrs(),
+            "interchange": direction,
+            "cumulative": bool(cumulative),
+            "n_layers": model.n_layers,
+            "n_pairs": len(base.pairs),
+            "dropped_pairs": list(base.dropped),
+            "interval": method,
+            "confidence": confidence,
+        },
+    )
+
+
+def checked_positions(base: Baseline, positions: Sequence[int] | None) -> list[int]:
+    """Positions to patch, from the end of the prompt, ascending.
+
+    Raises
+    ------
+    RequestError
+        If one is not inside every pair, or is named twice.
+    """
+    if positions is None:
+        return list(base.aligned.positions)
+    chosen = sorted(int(p) for p in positions)
+    shortest = min(base.aligned.lengths)
+    if not chosen or chosen[-1] >= 0 or chosen[0] < -shortest or len(set(chosen)) < len(chosen):
+        raise RequestError(
+            f"positions {list(positions)} cannot be patched: name each once, negative, from the end "
+            f"of the prompt; the shortest pair has {shortest} tokens."
+        )
+    return chosen
+
+
+def variants_of(
+    sites: Sequence[str],
+    layers: Sequence[int],
+    positions: Sequence[int],
+    *,
+    cumulative: bool,
+    upto: Sequence[int],
+) -> list[Variant]:
+    """One variant for each (site, layer, position), in that order.
+
+    A cumulative one has those of the blocks ``upto`` that are not after its layer.
+    """
+    return [
+        tuple(
+            Swap(site, at, (position,))
+            for at in ([b for b in upto if b <= layer] if cumulative else [layer])
+        )
+        for site in sites
+        for layer in layers
+        for position in positions
+    ]
+
+
+def _sweep(
+    model: Model,
+    base: Baseline,
+    metric: Metric,
+    direction: str,
+    sites: Sequence[str],
+    layers: Sequence[int],
+    where: Sequence[int],
+    cumulative: bool,
+    rows: int,
+    recorder: Recorder,
+) -> np.ndarray:
+    """Metric of every patched run, ``[pair, site, layer, position]``: the stage ``patched``."""
+    # pairs of like length share a pass, so that little of it is padding
+    order = np.argsort(base.aligned.lengths, kind="stable")
+    aligned = base.aligned.take(order.tolist())
+    exchange = Exchange(model, aligned, metric, direction)
+    n = len(aligned)
+    group_size = max(1, min(n, rows // len(where)))
+    layer_step = len(layers) if cumulative else LAYERS_PER_BATCH
+    shape = (n, len(sites), len(layers), len(where))
+    template = xr.Dataset(
+        {"patched_metric": (_DIMS, np.full(shape, np.nan))},
+        coords={
+            **{str(k): v for k, v in base.pairs[order].to_dataset().coords.items()},
+            "site": np.array(sites, dtype=object),
+            "layer": list(layers),
+            "position": list(where),
+        },
+    )
+    batches = [
+        {
+            "prompt": slice(a, min(a + group_size, n)),
+            "layer": slice(b, min(b + layer_step, len(layers))),
+        }
+        for a in range(0, n, group_size)
+        for b in range(0, len(layers), layer_step)
+    ]
+
+    def passes(i: int) -> list[Sequence[Variant]]:
+        some = layers[batches[i]["layer"]]
+        group = range(n)[batches[i]["prompt"]]
+        out: list[Sequence[Variant]] = []
+        for site in sites:
+            # a pass starts where its first patch is, so blocks do not share one
+            for layer in [None] if cumulative else some:
+                at = some if layer is None else [layer]
+                found = variants_of([site], at, where, cumulative=cumulative, upto=layers)
+                out += chunks(found, len(group), rows)
+        return out
+
+    def requests(i: int) -> list[Request]:
+        group, some = range(n)[batches[i]["prompt"]], layers[batches[i]["layer"]]
+        runs = exchange.runs(group, sites, some)
+        return [*runs, *(exchange.patched(group, part, some) for part in passes(i))]
+
+    def collect(i: int, results: Results) -> xr.Dataset:
+        part = template.isel(batches[i])
+        values = np.concatenate([r["metric"].double().numpy() for r in results[2:]])
+        # rows are site, layer, position, pair
+        by_site = values.reshape(len(sites), part.sizes["layer"], len(where), part.sizes["prompt"])
+        return part.assign(patched_metric=(_DIMS, by_site.transpose(3, 0, 1, 2)))
+
+    found = recorder.stage("patched", template, batches, Passes(model, requests, collect))
+    return np.asarray(found["patched_metric"].values[np.argsort(order)])
+
+
+def _checked_sites(model: Model, sites: Sequence[str]) -> list[str]:
+    names = [sites] if isinstance(sites, str) else list(sites)
+    for site in names:
+        if model.arch.place(site).heads:
+            raise RequestError(
+                f"site {site!r} has heads; patch them with refusal_nn.patching.heads, or name sites "
+                f"such as {', '.join(SITES)}."
+            )
+    if not names or len(set(names)) < len(names):
+        raise RequestError(f"sites {names} cannot be patched: name at least one, each once.")
+    return names

@@ -1,0 +1,124 @@
+"""Gate, amplifier or neither: what refusal heads do to one another, and how stably they are found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import special
+
+from refusal_nn.patching._sets import Head
+
+FALLEN = 0.5
+"""A head falls with another if at least this share of its difference between the prompts goes."""
+
+
+def roles(heads: Sequence[Head], cascade: np.ndarray) -> dict[Head, str]:
+    """The role of each head in a cascade.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+        In the order of the axes of ``cascade``.
+    cascade : array, ``[src, dst]``
+        Share of ``dst`` that goes when ``src`` is exchanged; NaN where there is no path.
+
+    Returns
+    -------
+    dict
+        ``gate``: later heads fall with it; ``amplifier``: it falls with an earlier one; ``relay``:
+        both; ``independent``: neither.
+
+    References
+    ----------
+    arXiv 2604.04385.
+    """
+    falls = np.nan_to_num(cascade) >= FALLEN
+    out = {}
+    for i, head in enumerate(heads):
+        fells, fallen = bool(falls[i].any()), bool(falls[:, i].any())
+        out[head] = (
+            ("relay" if fallen else "gate") if fells else ("amplifier" if fallen else "independent")
+        )
+    return out
+
+
+def bands(found: dict[Head, str]) -> dict[Head, int]:
+    """The band of each head: runs of neighbouring blocks that hold heads of one role.
+
+    Numbered from 0 by first block, then by role.
+    """
+    runs: list[tuple[int, str, list[Head]]] = []
+    for role in sorted(set(found.values())):
+        members = sorted(head for head, r in found.items() if r == role)
+        for head in members:
+            last = runs[-1] if runs and runs[-1][1] == role else None
+            if last is not None and head[0] <= last[2][-1][0] + 1:
+                last[2].append(head)
+            else:
+                runs.append((head[0], role, [head]))
+    runs.sort(key=lambda run: run[:2])
+    return {head: i for i, (_, _, members) in enumerate(runs) for head in members}
+
+
+def stability(
+    effect: np.ndarray,
+    difference: np.ndarray,
+    *,
+    family: np.ndarray,
+    selected: np.ndarray,
+    alpha: float,
+    min_effect: float,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[np.ndarray, float, float]:
+    """How often each head is found again when whole families of pairs are resampled.
+
+    A head is found in a resample where, in one direction of exchange, it carries ``min_effect`` of
+    the difference and its standardised effect passes the level corrected for all heads and
+    directions, by the normal approximation to the permutation test. No model pass is made.
+
+    Parameters
+    ----------
+    effect : array, ``[pair, interchange, layer, head]``
+    difference : array, ``[pair]``
+    family : array, ``[pair]``
+    selected : array of bool, ``[layer, head]``
+        Those found on all pairs.
+    alpha, min_effect : float
+    n_resamples, seed : int
+
+    Returns
+    -------
+    frequency : array, ``[layer, head]``
+        Share of the resamples in which a head is found.
+    jaccard : float
+        Mean Jaccard index of a resample's set with ``selected``; NaN if both are empty throughout.
+    pairwise : float
+        Mean Jaccard index of two resamples' sets.
+    """
+    _, codes = np.unique(family.astype(str), return_inverse=True)
+    k = int(codes.max()) + 1
+    flat = effect.reshape(len(effect), -1)
+    sums = np.zeros((k, flat.shape[1]))
+    np.add.at(sums, codes, flat)
+    whole = np.bincount(codes, weights=difference, minlength=k)
+    critical = special.ndtri(1 - alpha / flat.shape[1])
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(k, np.full(k, 1 / k), size=n_resamples).astype(float)
+    totals = times @ sums
+    spread = np.sqrt(times @ sums**2)
+    scaled = np.divide(totals, spread, out=np.zeros_like(totals), where=spread > 0)
+    carried = totals / (times @ whole)[:, None]
+    found = ((scaled >= critical) & (carried >= min_effect)).reshape(n_resamples, *effect.shape[1:])
+    sets = found.any(axis=1).reshape(n_resamples, -1)
+    chosen = selected.ravel()
+    both, either = (sets & chosen).sum(axis=1), (sets | chosen).sum(axis=1)
+    jaccard = float((both[either > 0] / either[either > 0]).mean()) if either.any() else np.nan
+    shared = sets.astype(float) @ sets.T.astype(float)
+    sizes = sets.sum(axis=1)
+    union = sizes[:, None] + sizes[None, :] - shared
+    upper = np.triu_indices(n_resamples, 1)
+    some = union[upper] > 0
+    pairwise = float((shared[upper][some] / union[upper][some]).mean()) if some.any() else np.nan
+    return sets.mean(axis=0).reshape(selected.shape), jaccard, pairwise

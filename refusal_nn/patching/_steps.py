@@ -1,0 +1,290 @@
+"""Patching as runs, the same content whoever makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant, checked_interchange
+from refusal_nn.patching._generate import generate, of_heads
+from refusal_nn.patching._positions import SITES
+from refusal_nn.patching._positions import positions as patch_positions
+from refusal_nn.patching._refusal_heads import refusal_heads
+from refusal_nn.patching._sets import Head
+from refusal_nn.recorded import Groups, Keeping, Run, record
+
+if TYPE_CHECKING:
+    from refusal_nn.attribution import Metric
+    from refusal_nn.models import Model
+    from refusal_nn.prompts import Pairs
+    from refusal_nn.store import Recorder
+
+Work = tuple[Groups, Mapping[str, Any]]
+
+
+def positions_run(
+    model: Model,
+    pairs: Pairs,
+    keeping: Keeping,
+    *,
+    metric: Metric | None = None,
+    sites: Sequence[str] = SITES,
+    direction: str = "sufficiency",
+    cumulative: bool = False,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    screen: bool = True,
+    max_new_tokens: int = 32,
+    batch_size: int | None = None,
+    seed: int = 0,
+    inputs: Sequence[Run] = (),
+) -> Run:
+    """Patching over positions as a run ``patch-positions``; see :func:`refusal_nn.patching.positions`.
+
+    Group ``completions`` holds what the model says under the strongest patch of each site, on the
+    same pairs; ``max_new_tokens`` of 0 leaves it out.
+    """
+    checked_interchange(direction)
+    where = None if positions is None else [int(p) for p in positions]
+    chosen = None if layers is None else [int(layer) for layer in layers]
+
+    def work(recorder: Recorder) -> Work:
+        found = patch_positions(
+            model,
+            pairs,
+            sites=sites,
+            direction=direction,
+            cumulative=cumulative,
+            metric=metric,
+            positions=where,
+            layers=chosen,
+            screen=screen,
+            batch_size=batch_size,
+            seed=seed,
+            recorder=recorder,
+        )
+        groups = {"/": found}
+        if max_new_tokens:
+            groups["completions"] = generate(
+                model,
+                kept_pairs(pairs, found),
+                strongest(found),
+                direction=direction,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                recorder=recorder,
+            )
+        return groups, found.attrs
+
+    return record(
+        "patch-positions",
+        keeping,
+        work,
+        model=model,
+        prompts_hash=pairs.hash,
+        options={
+            "sites": list(sites),
+            "direction": direction,
+            "cumulative": cumulative,
+            "positions": where,
+            "layers": chosen,
+            "screen": screen,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "prompts": pairs.name,
+            **({} if metric is None else metric.to_attrs()),
+        },
+        seed=seed,
+        inputs=list(inputs),
+    )
+
+
+def heads_run(
+    model: Model,
+    pairs: Pairs,
+    keeping: Keeping,
+    *,
+    metric: Metric | None = None,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    alpha: float = 0.05,
+    min_effect: float = 0.01,
+    correction: str = "max-t",
+    max_heads: int = 16,
+    n_controls: int = 99,
+    screen: bool = True,
+    max_new_tokens: int = 32,
+    batch_size: int | None = None,
+    seed: int = 0,
+    inputs: Sequence[Run] = (),
+) -> Run:
+    """The refusal heads as a run ``patch-heads``; see :func:`refusal_nn.patching.refusal_heads`.
+
+    Groups ``completions_sufficiency`` and ``completions_necessity`` hold what the model says on the
+    test pairs with all of them exchanged, where there are any; ``max_new_tokens`` of 0 leaves them
+    out.
+    """
+    where = None if positions is None else [int(p) for p in positions]
+    chosen = None if layers is None else [int(layer) for layer in layers]
+    options = {
+        "alpha": alpha,
+        "min_effect": min_effect,
+        "correction": correction,
+        "max_heads": max_heads,
+        "n_controls": n_controls,
+        "screen": screen,
+        "batch_size": batch_size,
+    }
+
+    def work(recorder: Recorder) -> Work:
+        tree = refusal_heads(
+            model,
+            pairs,
+            metric=metric,
+            positions=where,
+            layers=chosen,
+            seed=seed,
+            recorder=recorder,
+            **options,  # type: ignore[arg-type]
+        )
+        groups = {path: node.to_dataset(inherit=False) for path, node in tree.to_dict().items()}
+        heads = heads_of(groups["/"])
+        if heads and max_new_tokens:
+            test = kept_pairs(pairs.test, groups["/test"])
+            for direction in INTERCHANGES:
+                groups[f"/completions_{direction}"] = generate(
+                    model,
+                    test,
+                    {"refusal heads": of_heads(heads, where)},
+                    direction=direction,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    recorder=recorder,
+                    stage=f"completions_{direction}",
+                )
+        return {path.strip("/") or "/": ds for path, ds in groups.items()}, groups["/"].attrs
+
+    return record(
+        "patch-heads",
+        keeping,
+        work,
+        model=model,
+        prompts_hash=pairs.hash,
+        options={
+            **options,
+            "positions": where,
+            "layers": chosen,
+            "max_new_tokens": max_new_tokens,
+            "prompts": pairs.name,
+            **({} if metric is None else metric.to_attrs()),
+        },
+        seed=seed,
+        inputs=list(inputs),
+    )
+
+
+def strongest(table: xr.Dataset) -> dict[str, Variant]:
+    """The patch of each site that recovers most on average, by a readable name.
+
+    Parameters
+    ----------
+    table : xarray.Dataset
+        From :func:`refusal_nn.patching.positions`.
+    """
+    out: dict[str, Variant] = {}
+    for site in table["site"].values:
+        mean = table["recovery_mean"].sel(site=site)
+        at = mean.isel(mean.argmax(["layer", "position"]))
+        layer, position = int(at["layer"]), int(at["position"])
+        layers = [int(b) for b in table["layer"].values if b <= layer]
+        upto = layers if table.attrs["cumulative"] else [layer]
+        name = (
+            f"{site} {'up to ' if table.attrs['cumulative'] else ''}layer {layer}, token {position}"
+        )
+        out[name] = tuple(Swap(str(site), b, (position,)) for b in upto)
+    return out
+
+
+def kept_pairs(pairs: Pairs, table: xr.Dataset) -> Pairs:
+    """The pairs of a set that a table is about, in its order."""
+    place = {pair: k for k, pair in enumerate(pairs.pair_id)}
+    return pairs[np.array([place[pair] for pair in table["prompt_id"].values], dtype=int)]
+
+
+def heads_of(table: xr.Dataset) -> list[Head]:
+    """The refusal heads of a table, as (layer, head)."""
+    grid = table["refusal_head"].transpose("layer", "head")
+    return [(int(table["layer"][i]), int(table["head"][h])) for i, h in np.argwhere(grid.values)]
+
+
+def head_rows(table: xr.Dataset) -> list[dict[str, Any]]:
+    """The refusal heads of a ``patch-heads`` run as rows of plain values, by layer.
+
+    Parameters
+    ----------
+    table : xarray.Dataset
+        Root of the run.
+    """
+    rows = []
+    for layer, head in heads_of(table):
+        at = table.sel(layer=layer, head=head)
+        rows.append(
+            {
+                "head": f"a{layer}.h{head}",
+                "role": str(at["role"].item()),
+                "found_by": str(at["found_by"].item()),
+                "band": int(at["band"]),
+                **{
+                    str(direction): float(at["recovery_mean"].sel(interchange=direction))
+                    for direction in table["interchange"].values
+                },
+                "stability": float(at["stability"]),
+                "direct_attribution": float(at["direct_attribution"]),
+            }
+        )
+    return rows
+
+
+def joint_rows(table: xr.Dataset) -> list[dict[str, Any]]:
+    """What the refusal heads of a ``patch-heads`` run do together, a row a direction."""
+    return [
+        {
+            "direction": str(direction),
+            **{
+                name: float(table[variable].sel(interchange=direction))
+                for name, variable in (
+                    ("recovery", "joint_recovery"),
+                    ("low", "joint_recovery_low"),
+                    ("high", "joint_recovery_high"),
+                    ("p", "control_p"),
+                )
+            },
+            "random": float(table["control_recovery"].sel(interchange=direction).mean())
+            if "draw" in table.dims
+            else float("nan"),
+            "n_random": int(table.sizes.get("draw", 0)),
+        }
+        for direction in table["interchange"].values
+    ]
+
+
+def strongest_rows(table: xr.Dataset, n: int) -> list[dict[str, Any]]:
+    """The ``n`` patches of a ``patch-positions`` run that recover most, as rows of plain values."""
+    flat = table[["recovery_mean", "recovery_mean_low", "recovery_mean_high"]].stack(
+        patch=("site", "layer", "position"), create_index=False
+    )
+    order = np.argsort(-flat["recovery_mean"].values, kind="stable")[:n]
+    return [
+        {
+            "site": str(at["site"].item()),
+            "layer": int(at["layer"]),
+            "position": int(at["position"]),
+            "recovery": float(at["recovery_mean"]),
+            "low": float(at["recovery_mean_low"]),
+            "high": float(at["recovery_mean_high"]),
+        }
+        for at in (flat.isel(patch=int(i)) for i in order)
+    ]

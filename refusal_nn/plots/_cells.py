@@ -1,0 +1,85 @@
+"""Cells of a heat map and the numbers in them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refusal_nn.plots._style import EMPTY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+
+MAX_ANNOTATED = 16
+"""Up to this many columns a cell of a page-wide map is wide enough for its number."""
+
+
+def mesh(ax: Axes, values: np.ndarray, norm: Any, colours: str, *, raster: bool = False) -> Any:
+    """Draw cells ``[row, column]``, those without a finite value in grey.
+
+    ``raster`` makes them one embedded picture, for maps of so many cells that each drawn on its own
+    would weigh megabytes.
+    """
+    import matplotlib as mpl
+
+    rows, columns = values.shape
+    x, y = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
+    cmap = mpl.colormaps[colours].with_extremes(bad=EMPTY)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(length=0)
+    # cells a hair larger than their place: else the page shines through between them
+    return ax.pcolormesh(
+        x, y, np.ma.masked_invalid(values), cmap=cmap, norm=norm, edgecolors="face", linewidth=0.3,
+        rasterized=raster,
+    )  # fmt: skip
+
+
+def write_values(
+    ax: Axes,
+    cells: Any,
+    values: np.ndarray,
+    *,
+    haloed: np.ndarray | None = None,
+    bold: np.ndarray | None = None,
+    least: float = 0.0,
+    form: Callable[[float], str] | None = None,
+) -> None:
+    """Write the number of every cell in black or white, whichever can be read on its colour.
+
+    ``haloed`` cells get an outline, which keeps numbers readable on hatching; ``least`` is the
+    lower end of a logarithmic scale; ``form`` writes a number, default :func:`short`.
+    """
+    from matplotlib.patheffects import withStroke
+
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isfinite(value):
+            continue
+        at = max(value, least) if cells.norm.vmin > 0 else value
+        colour = cells.cmap(cells.norm(at))
+        light = np.dot(colour[:3], (0.299, 0.587, 0.114)) > 0.55
+        text = ax.text(
+            column, row, (form or short)(value), ha="center", va="center", size=7.5,
+            color="black" if light else "white", zorder=4,
+            fontweight="bold" if bold is not None and bold[row, column] else "normal",
+        )  # fmt: skip
+        if haloed is not None and haloed[row, column]:
+            text.set_path_effects([withStroke(linewidth=2.4, foreground=colour)])
+
+
+def short(value: float) -> str:
+    """A number in at most five characters."""
+    size = abs(value)
+    text = f"{value:.0f}" if size >= 99.5 else f"{value:.1f}" if size >= 1 else f"{value:.2g}"
+    if size < 0.001:
+        text = "0" if size < 1e-6 else f"{value:.0e}".replace("e-0", "e-")
+    return text.replace("-", "−")
+
+
+def hundredths(value: float) -> str:
+    """A share to two decimals, without the sign of nothing."""
+    text = f"{value:.2f}".replace("-", "−")
+    return "0" if text in ("0.00", "−0.00") else text

@@ -1,0 +1,124 @@
+"""The part of a report on attribution: which edges, heads and MLPs carry the metric."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refusal_nn import plots
+from refusal_nn.plots._attribution import node_summary
+from refusal_nn.report._format import plural
+from refusal_nn.report._page import Block, Paragraph, Picture, Table
+from refusal_nn.report._patching import metric_of
+from refusal_nn.report._sources import Source
+
+SHOWN = 12
+
+METHODS = {
+    "exact": "each measured by patching it alone",
+    "eap": "to first order, by the gradient at the clean run (edge attribution patching)",
+    "atp": "to first order, by the gradient at the clean run (attribution patching)",
+    "eap-ig": "by gradients at {steps} runs with embeddings between the corrupted and the clean ones "
+    "(EAP-IG)",
+    "clean-corrupted": "by the mean gradient of the clean and the corrupted run",
+}
+
+
+def edges(source: Source, *, summed: bool) -> list[Block]:
+    """The matrix of edge scores, the strongest edges and, if ``summed``, what nodes add up to."""
+    data = source.data
+    mean = data["edge_score_mean"].transpose("src", "dst")
+    error = data["edge_score_se"].transpose("src", "dst").values
+    values = mean.values
+    exist = np.argwhere(np.isfinite(values))
+    size = np.abs(values[exist[:, 0], exist[:, 1]])
+    order = np.argsort(-size, kind="stable")
+    share = np.cumsum(size[order]) / max(size.sum(), np.finfo(float).tiny)
+    rows = []
+    for rank, k in enumerate(order[:SHOWN]):
+        s, d = exist[k]
+        name = f"{mean['src'].values[s]} → {mean['dst'].values[d]}"
+        rows.append([name, _score(values[s, d], error[s, d]), f"{100 * share[rank]:.0f} %"])
+    half = int(np.searchsorted(share, 0.5)) + 1
+    return [
+        Paragraph(
+            f"{_how(source, 'edge')} Half of the sum of |score| lies on {plural(half, 'edge')} of "
+            f"{len(exist):,}."
+        ),
+        Picture(
+            "edge-scores",
+            plots.edge_scores(data),
+            f"Mean score of every edge, from what writes (rows) to what reads (columns: within a layer "
+            f"queries, keys, values, MLP). {_sign(source)} Grey: no edge.",
+            "Matrix of edge scores, writers by readers.",
+        ),
+        Table(
+            ["edge", "score", "running share"],
+            rows,
+            caption=f"The {len(rows)} strongest edges: mean over pairs ± standard error, in "
+            f"{source.attrs.get('metric_unit', 'nats')}, and the share of the sum of |score| that they "
+            "and those above hold.",
+            numeric=(1, 2),
+        ),
+        *(
+            [
+                Picture(
+                    "node-scores",
+                    plots.node_scores(data),
+                    "Scores added up over the edges that leave each head and MLP.",
+                    "Heat map of node scores over layer and head.",
+                ),
+            ]
+            if summed
+            else []
+        ),
+    ]
+
+
+def nodes(source: Source) -> list[Block]:
+    """The map of node scores and the strongest ones."""
+    mean, error = node_summary(source.data)
+    order = np.argsort(-np.abs(np.nan_to_num(mean.values)), kind="stable")
+    rows = [
+        [str(mean["src"].values[k]), _score(float(mean.values[k]), float(error.values[k]))]
+        for k in order[:SHOWN]
+    ]
+    return [
+        Paragraph(_how(source, "node")),
+        Picture(
+            "attributed-nodes",
+            plots.node_scores(source.data),
+            f"Mean score of every head and MLP. {_sign(source)}",
+            "Heat map of node scores over layer and head.",
+        ),
+        Table(
+            ["node", "score"],
+            rows,
+            caption=f"The {len(rows)} strongest nodes, the embedding among them: mean over pairs ± "
+            f"standard error, in {source.attrs.get('metric_unit', 'nats')}.",
+            numeric=(1,),
+        ),
+    ]
+
+
+def _how(source: Source, level: str) -> str:
+    attrs = source.attrs
+    method = str(attrs.get("method", ""))
+    how = METHODS.get(method, f"by {method}").format(steps=attrs.get("steps", "several"))
+    n = source.data.sizes.get("prompt", 0)
+    return (
+        f"The score of {'an' if level == 'edge' else 'a'} {level} is how much the {metric_of(source)} of "
+        f"the harmful prompt changes when that {level} alone carries what it carries on the harmless "
+        f"one, {how}. {plural(n, 'pair')}."
+    )
+
+
+def _sign(source: Source) -> str:
+    if source.attrs.get("metric") == "kl":
+        return "Positive: the edge is needed."
+    return "Negative: corrupting lowers the metric, so what is corrupted supports it."
+
+
+def _score(value: float, error: float) -> str:
+    digits = 2 if abs(value) >= 1 else 3
+    text = f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
+    return text.replace("-", "−")

@@ -1,0 +1,294 @@
+"""The part of a report on circuits: what was kept, what it does alone, how circuits overlap."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn import plots
+from refusal_nn.plots._circuit import MAX_EDGES
+from refusal_nn.report._format import listed, p_value, percent, plural, ratio
+from refusal_nn.report._page import Block, Paragraph, Picture, Table
+from refusal_nn.report._patching import metric_of
+from refusal_nn.report._sources import Source, labels
+
+STABLE = 0.8
+"""Mean Jaccard index above which a circuit has been called stable (Meloux et al. 2025)."""
+
+RULES = {
+    "top": "the edges with the best scores",
+    "greedy": "the best edges from the logits up",
+    "threshold": "the edges above a threshold",
+}
+
+
+def discovered(source: Source) -> list[Block]:
+    """The circuit's size, its drawing and how stable it is."""
+    blocks: list[Block] = [Paragraph(_size(source.data)), *_drawing(source.data)]
+    return blocks + _stability(source)
+
+
+def evaluated(source: Source, *, drawn: bool) -> list[Block]:
+    """Faithfulness by size and against random circuits; with the drawing unless it is there already."""
+    data, groups = source.data, source.groups
+    grid, null = groups.get("grid"), groups.get("null")
+    blocks: list[Block] = [
+        Paragraph(
+            "The model is run with the circuit's edges alone, every other edge carrying what it carries "
+            f"{_ablated(source)}. Faithfulness is the share of the difference in the {metric_of(source)} "
+            "between the whole model and the model with all edges ablated that is left: 0 none, 1 all of "
+            f"it. {plural(int(data.sizes['prompt']), 'pair')} that took no part in finding the circuit."
+        )
+    ]
+    if not drawn and "edges" in groups:
+        blocks += [Paragraph(_size(groups["edges"])), *_drawing(groups["edges"])]
+    caption = "Faithfulness of the circuit"
+    if grid is not None:
+        caption += " and of circuits of other sizes from the same scores"
+    caption += f", with intervals ({_interval(source)})."
+    if null is not None:
+        caption += (
+            f" Right: {plural(null.sizes['draw'], 'random circuit')} of each kind with as many edges, "
+            "the line being the circuit; bars hold the central 95 %."
+        )
+    blocks.append(
+        Picture(
+            "faithfulness",
+            plots.faithfulness_curve(data, grid, null),
+            caption,
+            "Lines of faithfulness by size of the circuit, beside dots of random circuits.",
+        )
+    )
+    blocks.append(_measures(source))
+    if null is not None:
+        blocks.append(_nulls(null))
+    return blocks + _minimality(groups.get("minimality"))
+
+
+def compared(source: Source) -> list[Block]:
+    """Overlap of circuits two by two, and what one does on another's pairs."""
+    data = source.data
+    names = labels(data, "circuit")
+    p = data.get("overlap_p")
+    rows = []
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            at = data.sel(circuit=first, other=second)
+            row = [f"{first} and {second}"]
+            for name in ("iou", "node_iou", "rank_correlation", "rank_overlap"):
+                row.append(_two(float(at[name])) if name in data else "–")
+            if p is not None:
+                row += [p_value(float(v)) for v in p.sel(circuit=first, other=second).values]
+            rows.append(row)
+    columns = ["circuits", "edges shared", "nodes shared", "rank correlation", "rank overlap"]
+    if p is not None:
+        columns += [f"p ({kind})" for kind in labels(data, "null")]
+    blocks: list[Block] = [
+        Table(
+            columns,
+            rows,
+            caption="Shared: intersection over union. Rank: Spearman correlation and rank-biased overlap "
+            "of |score|. p: chance that random circuits of these sizes share as many edges, adjusted by "
+            "Holm. Circuits can do the same with few edges in common, so low overlap alone does not show "
+            "different mechanisms.",
+            numeric=tuple(range(1, len(columns))),
+        )
+    ]
+    cross = next(
+        (g for g in source.groups.values() if "faithfulness" in g and "pairs" in g.dims), None
+    )
+    if cross is not None:
+        blocks.append(_cross(cross))
+    return blocks
+
+
+def answer(discovery: Source | None, evaluation: Source | None) -> list[str]:
+    """What the circuit is and does, in a sentence or two."""
+    out = []
+    if evaluation is not None:
+        data, null = evaluation.data, evaluation.groups.get("null")
+        sentence = (
+            f"A circuit of {int(data.attrs['n_kept']):,} of {int(data.attrs['n_total']):,} edges has "
+            f"faithfulness {_at(data, 'faithfulness')} on held-out pairs"
+        )
+        if null is not None:
+            kinds = [
+                f"{p_value(float(null['p_value'].sel(null=kind)))} against {kind} circuits"
+                for kind in labels(null, "null")
+            ]
+            sentence += f" (p = {listed(kinds)} of equal size)"
+        out.append(f"{sentence}; without it the rest of the model has {_at(data, 'completeness')}.")
+    elif discovery is not None:
+        out.append(_size(discovery.data))
+    return out
+
+
+def _size(circuit: xr.Dataset) -> str:
+    attrs = circuit.attrs
+    kept, total = int(attrs["n_kept"]), int(attrs["n_total"])
+    text = f"The circuit keeps {kept:,} of {plural(total, 'edge')} ({percent(kept / total)})"
+    rule = RULES.get(str(attrs.get("rule", "")))
+    if rule:
+        text += f": {rule}" + (", by size" if attrs.get("ranking") == "absolute" else "")
+    requested = attrs.get("requested")
+    if requested is not None and int(requested) != kept:
+        text += f"; {int(requested):,} were asked for, the others led nowhere"
+    return f"{text}."
+
+
+def _drawing(circuit: xr.Dataset) -> list[Block]:
+    if not bool(circuit["in_circuit"].any()):
+        return [Paragraph("It is empty.")]
+    grouped = int(circuit.attrs["n_kv_heads"]) < int(circuit.attrs["n_heads"])
+    shared = " Dotted: heads that share a key-value head." if grouped else ""
+    kept = int(circuit.attrs["n_kept"])
+    part = f" Only the {MAX_EDGES} strongest edges are drawn." if kept > MAX_EDGES else ""
+    return [
+        Picture(
+            "circuit",
+            plots.circuit_drawing(circuit),
+            "The circuit. Every edge runs upward, from what writes to what reads; its width is |score|, "
+            f"and it is dashed where it works against the metric.{shared}{part}",
+            "Drawing of the circuit: heads and MLPs by layer, joined by edges.",
+        )
+    ]
+
+
+def _stability(source: Source) -> list[Block]:
+    found = source.groups.get("stability")
+    if found is None:
+        return []
+    kept = source.data["in_circuit"].transpose("src", "dst").values.astype(bool)
+    inclusion = found["inclusion"].transpose("src", "dst").values
+    inside = inclusion[kept]
+    rows = []
+    for share in (0.5, 0.9, 1.0):
+        many = np.nan_to_num(inclusion) >= share
+        rows.append(
+            [
+                f"in {'all' if share == 1 else f'at least {percent(share)} of'} resamples",
+                f"{int(many.sum()):,}",
+                f"{int((many & kept).sum()):,}",
+            ]
+        )
+    mean = float(found["jaccard"])
+    verdict = "stable" if mean > STABLE else "not stable"
+    low, high = (float(found[f"jaccard{end}"]) for end in ("_low", "_high"))
+    return [
+        Paragraph(
+            f"Circuits of two resamples of the discovery pairs ({plural(found.sizes['draw'], 'resample')}) "
+            f"share {mean:.2f} of their edges on average (Jaccard; central 95 %: {low:.2f} to {high:.2f}), "
+            f"so by the published bar of {STABLE} the circuit is {verdict}. An edge of the circuit is in "
+            f"{percent(float(np.mean(inside))) if inside.size else '–'} of them on average."
+        ),
+        Table(
+            ["edges found", "edges", "of the circuit"],
+            rows,
+            caption="Consensus over resamples of whole families of pairs.",
+            numeric=(1, 2),
+        ),
+    ]
+
+
+def _measures(source: Source) -> Table:
+    data = source.data
+    meaning = {
+        "faithfulness": ("faithfulness", "the circuit alone; 1: as the whole model"),
+        "completeness": ("of the complement", "everything but the circuit; 0: nothing is left"),
+        "cpr": ("CPR", "area under faithfulness, edges by support; higher is better"),
+        "cmd": ("CMD", "area between faithfulness and 1, edges by size; lower is better"),
+    }
+    rows = [
+        [title, _at(data, name), what] for name, (title, what) in meaning.items() if name in data
+    ]
+    return Table(
+        ["", "value", ""],
+        rows,
+        caption=f"Intervals: {_interval(source)}. CPR and CMD as MIB defines them, over shares of edges "
+        "from 0.001 to 1.",
+        numeric=(1,),
+    )
+
+
+def _nulls(null: xr.Dataset) -> Table:
+    rows = []
+    for kind in labels(null, "null"):
+        draws = null["faithfulness"].sel(null=kind).values
+        rows.append(
+            [
+                kind,
+                f"{len(draws):,}",
+                _two(float(np.median(draws))),
+                _two(float(draws.max())),
+                p_value(float(null["p_value"].sel(null=kind))),
+            ]
+        )
+    return Table(
+        ["random circuits", "n", "median faithfulness", "largest", "p"],
+        rows,
+        caption="Circuits with as many edges drawn at random, anywhere or, layer-matched, between the "
+        "same layers and kinds of node. p: share of them that do as well, the circuit counted.",
+        numeric=(1, 2, 3, 4),
+    )
+
+
+def _minimality(found: xr.Dataset | None) -> list[Block]:
+    if found is None or not found.sizes.get("edge"):
+        return []
+    lost, low = found["edge_effect"].values, found["edge_effect_low"].values
+    order = np.argsort(-lost, kind="stable")[:12]
+    rows = [
+        [
+            f"{found['src'].values[k]} → {found['dst'].values[k]}",
+            ratio(*(float(found[f"edge_effect{end}"].values[k]) for end in ("", "_low", "_high"))),
+        ]
+        for k in order
+    ]
+    needed = int((low > 0).sum())
+    return [
+        Table(
+            ["edge left out", "faithfulness lost"],
+            rows,
+            caption=f"What the circuit loses without one of its edges; {needed:,} of "
+            f"{plural(len(lost), 'edge')} lose more than nothing (interval above 0). The "
+            f"{len(rows)} that lose most.",
+            numeric=(1,),
+        )
+    ]
+
+
+def _cross(cross: xr.Dataset) -> Table:
+    tasks = labels(cross, "pairs")
+    rows = [
+        [name, *(_at(cross.sel(circuit=name, pairs=task), "faithfulness") for task in tasks)]
+        for name in labels(cross, "circuit")
+    ]
+    return Table(
+        ["circuit", *(f"on {task}" for task in tasks)],
+        rows,
+        caption="Faithfulness of every circuit on every set of held-out pairs, with intervals.",
+        numeric=tuple(range(1, len(tasks) + 1)),
+    )
+
+
+def _at(data: xr.Dataset, name: str) -> str:
+    return ratio(*(float(data[f"{name}{end}"]) for end in ("", "_low", "_high")))
+
+
+def _two(value: float) -> str:
+    return ratio(value, math.nan, math.nan)
+
+
+def _ablated(source: Source) -> str:
+    return {
+        "resample": "on the pair's harmless prompt",
+        "mean": "on average over the discovery prompts",
+        "zero": "if its writer wrote nothing",
+    }.get(str(source.attrs.get("ablation")), "under ablation")
+
+
+def _interval(source: Source) -> str:
+    confidence = 100 * float(source.attrs.get("confidence", 0.95))
+    return f"{confidence:g} %, {source.attrs.get('interval', 'method not recorded')}"

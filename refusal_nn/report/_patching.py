@@ -1,0 +1,301 @@
+"""The part of a report on activation patching: where the decision is, and which heads make it."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn import plots
+from refusal_nn.plots._patching import INTERCHANGE_NAMES, SITE_NAMES
+from refusal_nn.report._format import interval, listed, minus, nats, p_value, percent, plural
+from refusal_nn.report._page import Block, Paragraph, Picture, Table
+from refusal_nn.report._sources import Source, labels
+
+HEADS_SHOWN = 20
+CASCADE_SHOWN = 16
+"""A table of heads by heads wider than this is left to the run."""
+
+METRIC_NAMES = {
+    "refusal-log-odds": "log-odds of the refusal tokens",
+    "logit-difference": "logit difference",
+    "projection": "projection on a direction",
+    "kl": "KL divergence from the clean run",
+}
+
+
+def metric_of(source: Source) -> str:
+    """The metric of a run as text, with its unit."""
+    kind = str(source.attrs.get("metric", "metric"))
+    unit = str(source.attrs.get("metric_unit", "nats"))
+    return f"{METRIC_NAMES.get(kind, kind)} ({unit})"
+
+
+def positions(source: Source) -> list[Block]:
+    """Recovery over layer and position: the heat maps, and the best place of every site."""
+    data, attrs = source.data, source.attrs
+    into = str(attrs.get("interchange", "sufficiency"))
+    how = {
+        "sufficiency": "The harmless prompt of a pair is run with the harmful prompt's activation at one "
+        "place",
+        "necessity": "The harmful prompt of a pair is run with the harmless prompt's activation at one "
+        "place",
+    }.get(into, into)
+    if attrs.get("cumulative"):
+        how += ", and at the same place of all layers before it"
+    places = plural(data.sizes["layer"] * data.sizes["position"], "place")
+    rows = []
+    for site in labels(data, "site"):
+        at, value = best_place(data, site)
+        rows.append([SITE_NAMES.get(site, site), str(at[0]), minus(at[1]), value])
+    return [
+        Paragraph(
+            f"{how}. Recovery is the share of the pair's difference in the {metric_of(source)} that this "
+            f"moves: 0 % nothing, 100 % all of it. {_pairs(source)}"
+        ),
+        Picture(
+            "patch-positions",
+            plots.patch_positions(data),
+            f"{INTERCHANGE_NAMES.get(into, into)}. Mean recovery over layer and position. "
+            f"{_interval(source)}",
+            "Heat maps of recovery over layer and position, one for each site.",
+        ),
+        Table(
+            ["site", "layer", "position", "recovery"],
+            rows,
+            caption=f"The place of each site that recovers most. {_interval(source)} Each is the best of "
+            f"{places}, so its interval is too narrow.",
+            numeric=(1, 2, 3),
+        ),
+    ]
+
+
+def best_place(data: xr.Dataset, site: str) -> tuple[tuple[int, int], str]:
+    """Layer and position of a site's largest mean recovery, and it with its interval."""
+    here = data["recovery_mean"].sel(site=site).transpose("layer", "position")
+    i, j = np.unravel_index(int(np.nanargmax(here.values)), here.shape)
+    layer, position = int(here["layer"].values[i]), int(here["position"].values[j])
+    at = data.sel(site=site, layer=layer, position=position)
+    ends = (float(at[f"recovery_mean{end}"]) for end in ("", "_low", "_high"))
+    return (layer, position), interval(*ends)
+
+
+def heads(source: Source) -> list[Block]:
+    """Recovery of every head, the refusal heads, what they do together and to one another."""
+    data = source.data
+    blocks: list[Block] = [
+        Paragraph(
+            "The output of a single head in one prompt of a pair is replaced by its output in the other: "
+            "sufficiency into the harmless prompt, necessity into the harmful one. Recovery is the share "
+            f"of the pair's difference in the {metric_of(source)} that this moves. {_pairs(source)}"
+        ),
+        Picture(
+            "patch-heads",
+            plots.patch_heads(data),
+            f"Mean recovery of every head. {_interval(source)}"
+            + (" Framed: the refusal heads." if "refusal_head" in data else ""),
+            "Heat maps of recovery over layer and head, one for each direction of patching.",
+        ),
+    ]
+    if "refusal_head" not in data:
+        return blocks + _tested(source)
+    found = refusal_heads(data)
+    if not found:
+        return [
+            *blocks,
+            Paragraph("No head was found that decides to refuse, alone or with others."),
+        ]
+    blocks.append(_head_table(source, found))
+    blocks.append(_joint(source))
+    return blocks + _cascade(source)
+
+
+def refusal_heads(data: xr.Dataset) -> list[tuple[int, int]]:
+    """Layer and head of the refusal heads, the earliest first."""
+    grid = data["refusal_head"].transpose("layer", "head")
+    return [
+        (int(data["layer"].values[i]), int(data["head"].values[j]))
+        for i, j in np.argwhere(grid.values.astype(bool))
+    ]
+
+
+def _tested(source: Source) -> list[Block]:
+    """Heads that pass the test, for a run that only tests single ones."""
+    data = source.data
+    if "head_p_adjusted" not in data:
+        return []
+    rows = []
+    table = data.stack(place=("layer", "head"))
+    order = np.argsort(-table["recovery_mean"].max("interchange").values, kind="stable")
+    for k in order[:HEADS_SHOWN]:
+        at = table.isel(place=int(k))
+        if float(at["head_p_adjusted"].min()) > 0.05:
+            continue
+        name = f"a{int(at['layer'])}.h{int(at['head'])}"
+        rows.append([name, *_both(at, labels(data, "interchange"))])
+    columns = ["head"]
+    for into in labels(data, "interchange"):
+        columns += [into, "p"]
+    if not rows:
+        return [Paragraph("No head moves the metric more than chance does (adjusted p ≤ .05).")]
+    return [
+        Table(
+            columns,
+            rows,
+            caption=f"Heads with adjusted p ≤ .05, at most {HEADS_SHOWN}. "
+            f"p: {source.attrs.get('test', '')}. {_interval(source)}",
+            numeric=tuple(range(1, len(columns))),
+        )
+    ]
+
+
+def _both(at: xr.Dataset, directions: list[str]) -> list[str]:
+    row = []
+    for into in directions:
+        here = at.sel(interchange=into)
+        ends = (float(here[f"recovery_mean{end}"]) for end in ("", "_low", "_high"))
+        row += [interval(*ends), p_value(float(here["head_p_adjusted"]))]
+    return row
+
+
+def _head_table(source: Source, found: list[tuple[int, int]]) -> Table:
+    data, directions = source.data, labels(source.data, "interchange")
+    rows = []
+    for layer, head in found[:HEADS_SHOWN]:
+        at = data.sel(layer=layer, head=head)
+        rows.append(
+            [
+                f"a{layer}.h{head}",
+                str(at["role"].item()) if "role" in data else "",
+                str(at["found_by"].item()) if "found_by" in data else "",
+                *_both(at, directions),
+                percent(float(at["stability"])) if "stability" in data else "",
+                nats(float(at["direct_attribution"])) if "direct_attribution" in data else "",
+            ]
+        )
+    columns = ["head", "role", "found"]
+    for into in directions:
+        columns += [into, "p"]
+    columns += ["stability", "direct"]
+    hidden = len(found) - len(rows)
+    more = f" {plural(hidden, 'more head')} not shown." if hidden else ""
+    return Table(
+        columns,
+        rows,
+        caption="The refusal heads, on pairs that took no part in finding them. Role: a gate makes later "
+        "heads fall when it is exchanged, an amplifier falls with an earlier one, a relay does both, the "
+        "others neither. "
+        "Found: by its effect alone, or only in a set of heads. Stability: share of resamples of the "
+        "discovery pairs in which the head is found again by its effect alone. Direct: what it writes "
+        f"straight to the metric, clean minus corrupted. p: {source.attrs.get('test', '')}. "
+        f"{_interval(source)}{more}",
+        numeric=tuple(range(3, len(columns))),
+    )
+
+
+def _joint(source: Source) -> Table:
+    data = source.data
+    rows = []
+    for into in labels(data, "interchange"):
+        at = data.sel(interchange=into)
+        ends = (float(at[f"joint_recovery{end}"]) for end in ("", "_low", "_high"))
+        controls = at["control_recovery"].values
+        controls = controls[np.isfinite(controls)]
+        spread = "–"
+        if controls.size:
+            spread = f"{percent(float(np.median(controls)))} ({percent(float(controls.max()))})"
+        rows.append(
+            [
+                INTERCHANGE_NAMES.get(into, into), interval(*ends), spread,
+                p_value(float(at["control_p"])), f"{controls.size:,}",
+            ]
+        )  # fmt: skip
+    return Table(
+        ["", "all refusal heads", "random heads: median (largest)", "p", "n"],
+        rows,
+        caption="All refusal heads exchanged at once, and as many random other heads. p: share of random "
+        f"sets that do as well, the found one counted. {_interval(source)}",
+        numeric=(1, 2, 3, 4),
+    )
+
+
+def _cascade(source: Source) -> list[Block]:
+    tower = source.groups.get("cascade")
+    if tower is None or "cascade" not in tower or not 2 <= tower.sizes["dst"] <= CASCADE_SHOWN:
+        return []
+    names = labels(tower, "dst")
+    rows = []
+    for src in labels(tower, "src"):
+        values = [float(tower["cascade"].sel(src=src, dst=dst)) for dst in names]
+        if np.isfinite(values).any():
+            rows.append([src, *(_whole(v) for v in values)])
+    if not rows:
+        return []
+    return [
+        Table(
+            ["exchanged", *names],
+            rows,
+            caption="Which heads fall with which, in per cent: the share of what a head (column) differs "
+            "between the prompts of a pair that goes when an earlier head (row) is exchanged.",
+            numeric=tuple(range(1, len(names) + 1)),
+        )
+    ]
+
+
+def _whole(share: float) -> str:
+    return f"{100 * share:.0f}".replace("-", "−") if np.isfinite(share) else ""
+
+
+def _pairs(source: Source) -> str:
+    n = source.attrs.get(
+        "n_test_pairs", source.attrs.get("n_pairs", source.data.sizes.get("prompt"))
+    )
+    dropped = source.attrs.get("dropped_pairs", [])
+    text = "" if n is None else f"{plural(int(n), 'pair')}"
+    if text and len(dropped):
+        text += (
+            f"; {plural(len(dropped), 'pair')} left out, which the model does not treat as labelled"
+        )
+    return f"{text}." if text else ""
+
+
+def _interval(source: Source) -> str:
+    confidence = 100 * float(source.attrs.get("confidence", 0.95))
+    method = source.attrs.get("interval", "method not recorded")
+    return f"Intervals: {confidence:g} % ({method})."
+
+
+def answer(positions_run: Source | None, heads_run: Source | None) -> list[str]:
+    """What patching found, in a sentence or two."""
+    out = []
+    if positions_run is not None:
+        data = positions_run.data
+        sites = labels(data, "site")
+        site = "resid_pre" if "resid_pre" in sites else sites[0]
+        (layer, position), value = best_place(data, site)
+        into = str(positions_run.attrs.get("interchange", "sufficiency"))
+        given, taken = ("harmful", "harmless") if into == "sufficiency" else ("harmless", "harmful")
+        what = SITE_NAMES.get(site, site).split(" (")[0].lower()
+        where = "at the input of layer" if site == "resid_pre" else "of layer"
+        out.append(
+            f"The {given} prompt's {what} {where} {layer}, position {minus(position)}, put into the "
+            f"{taken} run, moves {value} of the difference between the prompts of a pair."
+        )
+    if heads_run is not None and "refusal_head" in heads_run.data:
+        data = heads_run.data
+        found = refusal_heads(data)
+        if found:
+            shown = [f"a{layer}.h{head}" for layer, head in found[:8]]
+            more = [f"{len(found) - 8} more"] if len(found) > 8 else []
+            names = listed([*shown, *more])
+            parts = []
+            for into in labels(data, "interchange"):
+                at = data.sel(interchange=into)
+                ends = (float(at[f"joint_recovery{end}"]) for end in ("", "_low", "_high"))
+                parts.append(f"{interval(*ends)} ({into}, p = {p_value(float(at['control_p']))})")
+            out.append(
+                f"{plural(len(found), 'refusal head')} ({names}): exchanged together they move "
+                f"{listed(parts)} of the difference."
+            )
+        else:
+            out.append("No single head or small set of heads was found that decides to refuse.")
+    return out

@@ -1,0 +1,121 @@
+"""The part of a report on the runs themselves: what was run on what, and where it came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refusal_nn.report._format import listed
+from refusal_nn.report._page import Block, Code, Paragraph, Table
+from refusal_nn.report._sources import DIRECTION, Source, labels
+
+
+def what_was_run(sources: list[Source]) -> list[Block]:
+    """Every run with its model and prompts, the overlap of prompts, and the commands."""
+    rows = []
+    for source in sources:
+        attrs = source.attrs
+        n = source.data.sizes.get("prompt", attrs.get("n_test_pairs"))
+        options = attrs.get("options")
+        prompts = options.get("prompts") if isinstance(options, dict) else attrs.get("prompts")
+        if not prompts:
+            prompts = options.get("pairs") if isinstance(options, dict) else attrs.get("pairs")
+        rows.append(
+            [
+                analysis(source),
+                source.model,
+                str(attrs.get("dtype", "–")),
+                str(attrs.get("backend", "–")),
+                str(prompts or "–"),
+                "–" if n is None else f"{n:,}",
+                _seconds(attrs.get("wall_time")),
+            ]
+        )
+    blocks: list[Block] = [
+        Table(
+            ["analysis", "model", "dtype", "backend", "prompts", "n", "took"],
+            rows,
+            caption=_overlap(sources),
+            numeric=(5, 6),
+        )
+    ]
+    commands = list(dict.fromkeys(str(s.attrs["command"]) for s in sources if "command" in s.attrs))
+    if commands:
+        blocks.append(Code(commands))
+    return blocks
+
+
+def _overlap(sources: list[Source]) -> str:
+    """Whether discovery, selection and test prompts are disjoint, as found in these very runs."""
+    roles = {
+        "extract": "discovery",
+        "score": "selection",
+        "evaluate": "test",
+        "attribute-edges": "attribution",
+        "circuit-evaluate": "circuit test",
+    }
+    held = [s for s in sources if s.kind in roles and "prompt_id" in s.data.coords]
+    pairs = [
+        (a, b)
+        for i, a in enumerate(held)
+        for b in held[i + 1 :]
+        # a direction and a circuit may well be of the same prompts
+        if a.kind != b.kind and (a.kind in DIRECTION) == (b.kind in DIRECTION)
+    ]
+    if not pairs:
+        return ""
+    found = []
+    for first, second in pairs:
+        for label, word in (("prompt_id", "prompts"), ("family", "families")):
+            if label in first.data.coords and label in second.data.coords:
+                both = set(labels(first.data, label)) & set(labels(second.data, label))
+                if both:
+                    names = f"{roles[first.kind]} and {roles[second.kind]}"
+                    found.append(f"{names} share {len(both):,} {word}")
+    if found:
+        return f"Beware: {'; '.join(found)}, so the test is not on new prompts."
+    kinds = listed([roles[k] for k in roles if k in {s.kind for pair in pairs for s in pair}])
+    return f"Checked here: {kinds} prompts share no prompt and no family."
+
+
+def provenance(sources: list[Source]) -> list[Block]:
+    """Where every run came from, and the versions it was made with."""
+    blocks: list[Block] = [
+        Paragraph(
+            "A run with these hashes holds exactly the numbers shown here; refusal-nn runs verify "
+            "recomputes them."
+        )
+    ]
+    for source in sources:
+        attrs = source.attrs
+        facts = {
+            "run": source.name,
+            "hash of its manifest": source.hash or "none: not a run on disk",
+            "made": attrs.get("created"),
+            "revision of the model": attrs.get("revision"),
+            "hash of its prompts": attrs.get("prompts_hash"),
+            "seed": attrs.get("seed"),
+            "made from": ", ".join(source.inputs),
+        }
+        rows = [[k, str(v)] for k, v in facts.items() if v not in (None, "")]
+        blocks.append(Table([analysis(source), ""], rows))
+    seen: list[Any] = []
+    for source in sources:
+        versions = source.attrs.get("versions")
+        if isinstance(versions, dict) and versions not in seen:
+            seen.append(versions)
+    blocks += [
+        Paragraph("Versions: " + ", ".join(f"{k} {v}" for k, v in v.items()) + ".") for v in seen
+    ]
+    return blocks
+
+
+def analysis(source: Source) -> str:
+    """Name of the analysis that made a run."""
+    kind = f"direction-{source.kind}" if source.kind in DIRECTION else source.kind
+    return str(source.attrs.get("analysis", kind))
+
+
+def _seconds(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "–"
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"

@@ -1,0 +1,82 @@
+"""What heads write, measured inside a pass: shipped, so torch only and plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from refusal_nn.tracing._circuit import head_output, scaled, wide
+from refusal_nn.tracing._metrics import metric_values
+from refusal_nn.tracing._walk import AFTER
+
+
+def direct_heads(
+    model: Any, taken: dict[str, Any], args: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """What each head's write at the last token adds to the metric past everything in between.
+
+    The difference between what the head writes in this run and in another one, dotted with the
+    gradient of the metric at the residual stream it reads: first order in the final norm and the
+    metric, exact in the head.
+
+    Parameters
+    ----------
+    model : nnsight model
+    taken : dict
+        ``final`` and ``readout``, live; ``z`` ``[layer, row, 1, head, d_head]``.
+    args : dict
+        ``metric``; ``writers``, one a layer (see ``block_places``); ``z`` of the other run.
+
+    Returns
+    -------
+    dict
+        ``direct`` ``[row, layer, head]``, float32 or float64.
+    """
+    readout = taken["readout"][:, -1]
+    values = metric_values(readout, args["metric"], readout.detach())
+    (slope,) = torch.autograd.grad(values.sum(), [taken["final"]])
+    with torch.no_grad():
+        slope = wide(slope[:, -1])
+        columns = []
+        for layer, writer in enumerate(args["writers"]):
+            runs = [wide(run[layer][:, 0].detach()) for run in (taken["z"], args["z"])]
+            here, there = (scaled(model, run, writer) for run in runs)
+            matrix = head_output(model, writer).to(here)
+            along = torch.einsum("hed,rd->rhe", matrix, slope.to(here))
+            columns.append(((here - there) * along).sum(-1).to(slope.device))
+    return {"direct": torch.stack(columns, dim=1)}
+
+
+def overlap(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """How far each head's output is from one run on the way to another, before the division.
+
+    With ``d = z_here - z_there`` the difference of two reference runs, the overlap of an output
+    ``z`` is ``(z - z_there) . d``, summed over tokens; ``d . d`` is that of the first run itself.
+
+    Parameters
+    ----------
+    taken : dict
+        ``z`` ``[layer, row, token, head, d_head]``; rows may be several variants of the references.
+    args : dict
+        ``here`` and ``there``: ``z`` of the two runs; ``layers``: which of theirs are compared;
+        ``mask`` ``[row, token]``.
+
+    Returns
+    -------
+    dict
+        ``overlap`` and ``whole``, ``[layer, row, head]``.
+    """
+    z = wide(taken["z"])
+    here, there = (wide(args[name][args["layers"]]) for name in ("here", "there"))
+    times = z.shape[1] // here.shape[1]
+    keep = args["mask"].to(z.device).bool()[None, :, :, None, None]
+    difference = torch.where(keep, here - there, 0.0).repeat(1, times, 1, 1, 1)
+    moved = torch.where(keep.repeat(1, times, 1, 1, 1), z - there.repeat(1, times, 1, 1, 1), 0.0)
+    return {
+        "overlap": (moved * difference).sum((2, 4)),
+        "whole": (difference * difference).sum((2, 4)),
+    }
+
+
+AFTER.update(direct_heads=direct_heads, overlap=overlap)

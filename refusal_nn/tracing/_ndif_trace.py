@@ -1,0 +1,70 @@
+"""A trace of one's own, run on a server by the same rules as our jobs."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from nnsight.tracing.backend import Backend
+from nnsight.tracing.tracer import save
+from nnsight.tracing.util import push
+
+from refusal_nn.errors import RequestError
+from refusal_nn.models import Model
+from refusal_nn.tracing._dryrun import Preflight, serialise
+from refusal_nn.tracing._ndif import send
+
+
+class Remote(Backend):  # type: ignore[misc]
+    """nnsight backend that runs a trace of your own on the model's server.
+
+    Before anything is sent the block is read in a process without this package, as the server will
+    read it, so what cannot travel fails here. Functions of a script travel with it; those of an
+    installed package only after ``nnsight.register("package")``. There is one deadline for the whole
+    wait, requests that fail for now are repeated, and errors are sentences with the place in your
+    file.
+
+    Parameters
+    ----------
+    model : Model
+        Loaded with ``backend="ndif"``.
+    preflight : bool
+        Read the block here first; the process that does it starts once a model, in seconds.
+
+    Raises
+    ------
+    PreflightError
+        If the block refers to what a server does not have, or cannot be serialised.
+    BackendError
+        If the server fails, or nothing is heard of the job within the deadline.
+
+    Examples
+    --------
+    ::
+
+        model = rn.load_model("tiny-refuser", backend="ndif")
+        with model.nnsight.trace("how are you", backend=rn.tracing.Remote(model)):
+            norm = nnsight.save(model.nnsight.model.layers[3].output.norm(dim=-1))
+    """
+
+    def __init__(self, model: Model, *, preflight: bool = True) -> None:
+        if model.remote is None:
+            raise RequestError(
+                f"model {model.name!r} runs on backend {model.backend}; load it with backend='ndif' to "
+                "trace it on a server."
+            )
+        self.model = model
+        self.preflight = Preflight(model) if preflight else None
+
+    def __call__(self, tracer: Any) -> None:
+        """Check, send, wait, and bring back what the block saved."""
+        blob = serialise(tracer)
+        if self.preflight is not None:
+            self.preflight.check(blob)
+        content = io.BytesIO(send(self.model, blob))
+        # of whatever type the block saved: nnsight's own client trusts a server as far
+        saved = torch.load(content, map_location="cpu", weights_only=False)
+        for value in saved.values():
+            save(value)
+        push(tracer.info.frame, saved)

@@ -1,0 +1,159 @@
+"""A whole job, run where the model is: its batches in order, and one compact answer.
+
+Like :mod:`refusal_nn.tracing._walk` this module ships to a server, so it imports nothing but torch,
+numpy and its shipped neighbours, holds only top-level functions, and works on plain data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from refusal_nn.tracing._trace import forward, generate
+from refusal_nn.tracing._walk import AFTER, bind
+
+
+def run_job(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job inside a session.
+
+    Parameters
+    ----------
+    model : nnsight model
+    job : dict
+        ``batches``: a list of lists of requests; ``shared``: requests run before them for what they
+        hold; ``check``: requests of the load-time check, or none; ``weigh``: whether to tell a
+        digest of the weights. A request is a dict of ``inputs``, ``plan``, ``options``, ``generate``.
+
+    Returns
+    -------
+    dict
+        ``batches`` and ``check`` as :func:`pack` makes them, and ``facts`` of the model.
+    """
+    shared: list[dict[str, torch.Tensor]] = []
+    for request in job["shared"]:
+        shared.append(run_request(model, request, shared, [])[1])
+    batches = [run_batch(model, batch, shared) for batch in job["batches"]]
+    return {
+        "batches": pack(batches),
+        "check": pack([run_batch(model, job["check"], [])]),
+        "facts": facts_of(model, job["weigh"]),
+    }
+
+
+def run_batch(
+    model: Any, requests: list[dict[str, Any]], shared: list[dict[str, torch.Tensor]]
+) -> list[dict[str, torch.Tensor]]:
+    """The requests of one batch in order; what each returns, off the device."""
+    own: list[dict[str, torch.Tensor]] = []
+    results = []
+    for request in requests:
+        out, held = run_request(model, request, own, shared)
+        own.append(held)
+        results.append({name: tensor.detach().cpu() for name, tensor in out.items()})
+    return results
+
+
+def run_request(
+    model: Any,
+    request: dict[str, Any],
+    own: list[dict[str, torch.Tensor]],
+    shared: list[dict[str, torch.Tensor]],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What a request returns and what it holds."""
+    plan = bind(request["plan"], own, shared)
+    inputs, options = request["inputs"], request["options"]
+    if request["generate"]:
+        return {"ids": generate(model, inputs, plan, options, {})}, {}
+    out = forward(model, inputs, plan, options, {})
+    held = set(plan["held"])
+    return (
+        {name: x for name, x in out.items() if name not in held},
+        {name: x for name, x in out.items() if name in held},
+    )
+
+
+def pack(batches: list[list[dict[str, torch.Tensor]]]) -> dict[str, Any]:
+    """Tensors joined to one a dtype, and where each is in it.
+
+    A tensor saved by itself costs some hundred bytes beside its numbers. Integers that fit travel
+    in 32 bits.
+    """
+    layout: list[list[list[list[Any]]]] = []
+    flat: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        layout.append([])
+        for results in batch:
+            layout[-1].append([])
+            for name, x in results.items():
+                dtype = str(x.dtype)
+                if x.dtype == torch.int64 and fits(x):
+                    x = x.to(torch.int32)
+                kept = str(x.dtype)
+                flat.setdefault(kept, []).append(x.reshape(-1))
+                layout[-1][-1].append([name, dtype, kept, list(x.shape)])
+    return {"layout": layout, "flat": {name: torch.cat(parts) for name, parts in flat.items()}}
+
+
+def fits(x: torch.Tensor) -> bool:
+    """Whether integers can travel in 32 bits."""
+    return x.numel() == 0 or (int(x.min()) >= -(2**31) and int(x.max()) < 2**31)
+
+
+def unpack(packed: dict[str, Any]) -> list[list[dict[str, torch.Tensor]]]:
+    """The inverse of :func:`pack`."""
+    used = dict.fromkeys(packed["flat"], 0)
+    batches: list[list[dict[str, torch.Tensor]]] = []
+    for batch in packed["layout"]:
+        batches.append([])
+        for results in batch:
+            found = {}
+            for name, dtype, kept, shape in results:
+                begin = used[kept]
+                size = 1
+                for n in shape:
+                    size *= n
+                used[kept] = begin + size
+                x = packed["flat"][kept][begin : begin + size].reshape(shape)
+                found[name] = x.to(getattr(torch, dtype.removeprefix("torch.")))
+            batches[-1].append(found)
+    return batches
+
+
+def residual_error(
+    model: Any, taken: dict[str, torch.Tensor], args: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """``|resid_post - (resid_pre + attn_out + mlp_out)|`` over its largest magnitude, ``[layer]``."""
+    sites = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    parts = {site: taken[site].double() for site in sites}
+    total = parts["resid_pre"] + parts["attn_out"] + parts["mlp_out"]
+    scale = torch.stack([parts[s].abs().amax((1, 2, 3)) for s in sites]).amax(0)
+    return {"error": (parts["resid_post"] - total).abs().amax((1, 2, 3)) / scale}
+
+
+def facts_of(model: Any, weigh: bool) -> dict[str, Any]:
+    """What the client has to know of the model it cannot see."""
+    module = model._module
+    parameters = sorted(module.named_parameters())
+    facts = {
+        "dtype": str(parameters[0][1].dtype).removeprefix("torch."),
+        "commit": str(getattr(module.config, "_commit_hash", None) or ""),
+        "weights": "",
+    }
+    # where code runs in a process of its own the weights are not at hand
+    if weigh and not parameters[0][1].is_meta:
+        facts["weights"] = digest(parameters)
+    return facts
+
+
+def digest(parameters: list[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of named tensors, in the order given, as hex digits."""
+    found = hashlib.sha256()
+    for name, x in parameters:
+        found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+AFTER["residual_error"] = residual_error

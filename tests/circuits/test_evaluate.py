@@ -1,0 +1,278 @@
+"""Evaluation on models whose circuit is known, and against runs counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from refusal_nn.attribution import EdgeGraph, Metric
+from refusal_nn.circuits import Circuit, cross_faithfulness, evaluate, smallest
+from refusal_nn.circuits._ablation import ablation_of
+from refusal_nn.errors import InterventionError, PromptError, RequestError, WorkError
+from refusal_nn.prompts import Pairs
+from refusal_nn.store import MemoryRecorder
+from tests.circuits.planted import NAMES, pairs, planted
+from tests.circuits.reference import Reference
+from tests.families import plain_module, tiny_model
+
+QUICK = {"n_resamples": 199}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_planted_circuit_is_faithful_complete_minimal_and_no_accident(name):
+    p = planted(name)
+    tree = evaluate(
+        p.model, p.truth, pairs()["test"], p.metric, draws=39, minimality=True, **QUICK
+    )
+    root = tree.to_dataset()
+    assert float(root["faithfulness"]) == pytest.approx(1, abs=0.01)
+    assert float(root["faithfulness_low"]) <= float(root["faithfulness_high"])
+    assert float(root["completeness"]) == pytest.approx(0, abs=0.01)
+    # every planted edge is needed
+    assert tree["minimality"]["edge_effect"].values.min() > 0.05
+    # of 39 draws the smallest p-value there is
+    assert tree["null"]["p_value"].values.tolist() == [1 / 40, 1 / 40]
+    # and a ranking that knows it reaches it at once
+    grid = tree["grid"].to_dataset()
+    enough = grid["fraction"].values * p.graph.n_edges >= p.truth.n_kept
+    enough &= np.floor(grid["fraction"].values * p.graph.n_edges) >= p.truth.n_kept
+    assert np.allclose(grid["faithfulness"].sel(ranking="signed").values[enough], 1, atol=0.01)
+    assert float(root["cmd"]) < 0.06
+    assert float(root["cpr"]) > 0.94
+    assert tree["edges"]["in_circuit"].values.sum() == p.truth.n_kept
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_a_planted_circuit_needs_its_constants_under_other_ablations(ablation):
+    """Zero takes the constants away too, so what is planted alone does nothing sensible there; the
+    whole model is still the whole model."""
+    p = planted("gate")
+    options = {"ablation": ablation, "discovery": pairs()["train"], "nulls": (), **QUICK}
+    tree = evaluate(p.model, p.truth, pairs()["test"], p.metric, **options)
+    table = tree.to_dataset()["circuit_metric"]
+    plain = evaluate(p.model, p.truth, pairs()["test"], p.metric, nulls=(), grid=False, **QUICK)
+    whole = plain.to_dataset()["circuit_metric"].sel(circuit="model").values
+    assert np.allclose(table.sel(circuit="model").values, whole, atol=1e-5)
+    if ablation == "mean":  # of harmless prompts, whose values along other edges do not matter
+        assert float(tree["faithfulness"]) == pytest.approx(1, abs=0.02)
+
+
+def test_a_mean_is_over_the_discovery_prompts_that_reach_a_position_from_the_end():
+    p = planted("gate")
+    found = ablation_of(p.model, "mean", pairs()["train"], batch_size=3, recorder=MemoryRecorder())
+    module = p.model.module
+    rows = p.model.chat.tokens(pairs()["train"].corrupted.texts)
+    seen: dict[str, list] = {"input": [], "z": [], "mlp": []}
+    hooks = [
+        module.model.embed_tokens.register_forward_hook(lambda m, a, o: seen["input"].append(o[0])),
+        module.model.layers[2].self_attn.o_proj.register_forward_pre_hook(
+            lambda m, a: seen["z"].append(a[0][0])
+        ),
+        module.model.layers[1].mlp.register_forward_hook(lambda m, a, o: seen["mlp"].append(o[0])),
+    ]
+    with torch.no_grad():
+        for row in rows:
+            torch.nn.Module.__call__(module, torch.tensor([row]))
+    for hook in hooks:
+        hook.remove()
+    width = max(map(len, rows))
+    assert found.reach == width
+    assert len({len(row) for row in rows}) > 1
+    for back in (1, 3, width):
+        for name, held in (
+            ("input", found.means["input"]),
+            ("z", found.means["z"][2].flatten(1)),
+            ("mlp", found.means["mlp"][1]),
+        ):
+            expected = torch.stack([x[-back] for x in seen[name] if len(x) >= back]).mean(0)
+            assert torch.allclose(held[-back].float(), expected, atol=1e-5)
+
+
+def test_mean_ablation_is_the_run_built_edge_by_edge():
+    family = "llama"
+    model = tiny_model(family)
+    graph = EdgeGraph.of(model.arch)
+    sets = {
+        name: Pairs.from_rows(
+            [
+                {
+                    "clean": f"w{a} w{a + 1} w{a + 2}",
+                    "corrupted": f"w{a} w{a + 3} w{a + 4}",
+                    "category": "x",
+                    "split": "test",
+                    "family": f"{name}{a}",
+                }
+                for a in starts
+            ],
+            name=name,
+        )
+        for name, starts in (("train", (10, 20, 30)), ("test", (40, 50)))
+    }
+    rng = np.random.default_rng(0)
+    kept = graph.mask & (rng.random(graph.mask.shape) < 0.5)
+    metric = Metric.logit_difference([11], [12])
+    tree = evaluate(
+        model,
+        Circuit(graph, kept),
+        sets["test"],
+        metric,
+        ablation="mean",
+        discovery=sets["train"],
+        grid=False,
+        nulls=(),
+        **QUICK,
+    )
+    reference = Reference(family, plain_module(family))
+    runs = [reference.run(row)[1] for row in model.chat.tokens(sets["train"].corrupted.texts)]
+    means = {name: torch.stack([r[name] for r in runs]).mean(0) for name in runs[0]}
+    names = {(graph.src[s], graph.dst[d]) for s, d in np.argwhere(kept)}
+    for n, row in enumerate(model.chat.tokens(sets["test"].clean.texts)):
+        logits, _ = reference.run(row, lambda s, d: (s, d) in names, means)
+        found = float(tree["circuit_metric"].sel(circuit="circuit").values[n])
+        assert found == pytest.approx(float(logits[11] - logits[12]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        Metric.kl(),
+        Metric.projection(np.eye(96)[3]),
+        Metric.projection(np.eye(96)[2], layer=2),
+        Metric.logit_difference([40], [41]),
+    ],
+    ids=lambda m: f"{m.kind}-{m.layer}",
+)
+def test_every_metric_is_measured_in_a_circuits_run(metric):
+    p = planted("gate")
+    half = np.random.default_rng(1).random(p.graph.mask.shape) < 0.5
+    circuit = Circuit(p.graph, p.graph.mask & half)
+    some = pairs()["test"][:4]
+    if metric.kind == "logit-difference":
+        vocabulary = p.model.tokenizer.get_vocab()
+        metric = Metric.logit_difference([vocabulary["I"]], [vocabulary["Sure"]])
+    options = {"grid": False, "nulls": (), **QUICK}
+    tree = evaluate(p.model, circuit, some, metric, **options)
+    alone = evaluate(p.model, circuit, some, metric, batch_size=1, **options)
+    a, b = (t["circuit_metric"].values for t in (tree, alone))
+    assert np.allclose(a, b, atol=1e-4)
+    if metric.kind == "kl":
+        assert np.allclose(a[0], 0, atol=1e-6)
+        assert (a[1] > 1).all()
+
+
+def test_results_do_not_depend_on_the_batch_size():
+    p = planted("both")
+    options = {"draws": 5, **QUICK}
+    some = pairs()["test"][:7]
+    big = evaluate(p.model, p.truth, some, p.metric, **options)
+    small = evaluate(p.model, p.truth, some, p.metric, batch_size=5, **options)
+    for group in ("/", "grid", "null"):
+        a, b = (t[group].to_dataset()["circuit_metric"].values for t in (big, small))
+        assert np.allclose(a, b, atol=1e-3)
+
+
+def test_pairs_the_circuit_was_found_on_are_refused():
+    p = planted("gate")
+    with pytest.raises(PromptError, match="share"):
+        evaluate(
+            p.model, p.truth, pairs()["test"], p.metric, discovery=pairs()["test"][:3], **QUICK
+        )
+
+
+def test_pairs_that_the_model_does_not_tell_apart_are_refused_before_more_is_run():
+    p = planted("gate")
+    rows = [
+        {
+            "clean": f"How do I {verb} {a}?",
+            "corrupted": f"How do I {verb} {b}?",
+            "category": "x",
+            "split": "test",
+            "family": f"{verb} {a} {b}",
+        }
+        for verb in ("fix", "sell", "find")
+        for a, b in (("bread", "bikes"), ("kites", "lamps"), ("boats", "tents"), ("soup", "chairs"))
+    ]
+    recorder = MemoryRecorder()
+    with pytest.raises(PromptError, match="undefined"):
+        evaluate(p.model, p.truth, Pairs.from_rows(rows), p.metric, recorder=recorder, **QUICK)
+    assert list(recorder._stages) == ["circuits"]
+
+
+def test_what_does_not_fit_is_refused():
+    p = planted("gate")
+    other = planted("both").truth
+    some = pairs()["test"][:3]
+    with pytest.raises(RequestError, match="3 layers"):
+        evaluate(p.model, other, some, p.metric)
+    with pytest.raises(RequestError, match="unknown ablation 'noise'"):
+        evaluate(p.model, p.truth, some, p.metric, ablation="noise")
+    with pytest.raises(RequestError, match="needs the discovery pairs"):
+        evaluate(p.model, p.truth, some, p.metric, ablation="mean")
+    with pytest.raises(RequestError, match="no scores"):
+        evaluate(p.model, Circuit(p.graph, p.truth.kept), some, p.metric)
+    with pytest.raises(RequestError, match="outside the vocabulary"):
+        evaluate(p.model, p.truth, some, Metric.refusal_log_odds([10_000]))
+    with pytest.raises((RequestError, InterventionError), match="batch size"):
+        evaluate(p.model, p.truth, some, p.metric, batch_size=0)
+    longer = Pairs.from_rows(
+        [
+            {
+                "clean": "How do I fix fix fix fix fix guns?",
+                "corrupted": "How do I fix fix fix fix fix soup?",
+                "category": "x",
+                "split": "test",
+                "family": "long",
+            }
+        ]
+    )
+    with pytest.raises(PromptError, match="longest discovery prompt"):
+        evaluate(
+            p.model, p.truth, longer, p.metric, ablation="mean", discovery=pairs()["train"]
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smallest_faithful_circuit_of_a_ranking_that_knows_is_the_planted_one(name):
+    p = planted(name)
+    found = smallest(p.model, p.truth, pairs()["test"], p.metric, target=0.95)
+    assert found.faithfulness >= 0.95
+    assert set(found.circuit.edges()) <= set(p.truth.edges())
+    # one edge fewer misses the target: every size up to it was tried or lies below one that was
+    tried = found.tried["faithfulness"].values[found.tried["edges_kept"] < found.circuit.n_kept]
+    assert (tried < 0.95).all()
+    assert found.circuit.attrs["target"] == 0.95
+
+
+def test_a_target_that_no_circuit_reaches_is_an_error_of_the_work():
+    p = planted("gate")
+    # the model's own faithfulness is 1 up to rounding
+    with pytest.raises(RequestError, match="target faithfulness"):
+        smallest(p.model, p.truth, pairs()["test"][:4], p.metric, target=1.5)
+    with pytest.raises(RequestError, match="rule top or greedy"):
+        smallest(p.model, p.truth, pairs()["test"][:4], p.metric, rule="threshold")
+    constant = Circuit(p.graph, p.truth.kept, np.where(p.graph.mask, 0.0, np.nan))
+    found = smallest(p.model, constant, pairs()["test"][:4], p.metric, target=0.9)
+    assert found.circuit.n_kept > 20  # a ranking that knows nothing needs many edges
+    del WorkError
+
+
+def test_a_circuit_works_on_its_own_task_and_not_on_anothers():
+    p = planted("either")
+    test = pairs()["test"]
+    branch = Circuit.from_edges(
+        p.graph, [("input", "a1.h2<v>"), ("a1.h2", "m1"), ("m1", "logits")]
+    )
+    found = cross_faithfulness(
+        p.model,
+        {"whole": p.truth, "branch": branch},
+        {"a": test[:12], "b": test[12:]},
+        p.metric,
+        **QUICK,
+    )
+    assert found["faithfulness"].dims == ("circuit", "pairs")
+    assert np.allclose(found["faithfulness"].sel(circuit="whole"), 1, atol=0.01)
+    # one branch alone is most of it: the two overlap
+    alone = found["faithfulness"].sel(circuit="branch").values
+    assert ((alone > 0.5) & (alone < 0.95)).all()
+    assert np.allclose(found["completeness"].sel(circuit="whole"), 0, atol=0.01)

@@ -1,0 +1,273 @@
+"""Jobs on a server are asked for once, found again after a crash, and never waited for in vain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from refusal_nn.errors import BackendError, Detached, RequestError, UnavailableError
+from refusal_nn.models import Limits, Link
+from refusal_nn.models._service import Answer
+from refusal_nn.store import JobLedger
+from refusal_nn.tracing._ndif import Jobs
+from refusal_nn.tracing._ndif_job import Job
+
+HOST = "http://server"
+QUICK = Limits(in_flight=2, deadline=0.3, retries=2, backoff=0.001, poll=0.001)
+DONE = Answer("done", "COMPLETED", url="here")
+RUNNING = Answer("running", "RUNNING")
+PASSING = Answer("failed", "ERROR", "Error starting model. Please try again later.")
+MINE = 'Traceback (most recent call last):\n  File "a.py", line 3, in f\nValueError: mine'
+
+
+class Scripted:
+    """A server that answers about its n-th job with the n-th script, the last answer for ever."""
+
+    host = HOST
+
+    def __init__(self, *scripts: Sequence[Answer | Exception | None]) -> None:
+        self.scripts = [list(script) for script in scripts]
+        self.jobs: dict[str, tuple[int, ...]] = {}
+        self.asked: list[str] = []
+        self.open: list[int] = []
+        self.before_ask: Callable[[str], None] = lambda job: None
+        self.gone: set[str] = set()
+        self.received = 0
+        self._ended: set[str] = set()
+
+    def submit(self, blob: bytes, key: str, env: Any, compress: bool) -> str:
+        name = f"job{len(self.jobs)}"
+        self.jobs[name] = tuple(json.loads(blob))
+        self.open.append(len(set(self.jobs) - self._ended))
+        return name
+
+    def ask(self, job: str) -> Answer | None:
+        self.before_ask(job)
+        self.asked.append(job)
+        number = int(job.removeprefix("job"))
+        script = self.scripts[min(number, len(self.scripts) - 1)]
+        answer = script.pop(0) if len(script) > 1 else script[0]
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is not None and answer.state != "running":
+            self._ended.add(job)
+        return Answer(answer.state, answer.status, answer.message, job) if answer else None
+
+    def download(self, url: str) -> bytes:
+        if url in self.gone:
+            raise BackendError("the result of a job is gone.")
+        content = json.dumps(self.jobs[url]).encode()
+        self.received += len(content)
+        return content
+
+    def scrub(self, text: str) -> str:
+        return text
+
+
+class Pairs:
+    """Two batches a job; the answer of a batch is its number."""
+
+    def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
+        for a in range(0, len(batches), 2):
+            yield self.job(batches[a : a + 2])
+
+    def job(self, batches: Sequence[int]) -> Job:
+        return Job(tuple(batches))
+
+    def blob(self, job: Job) -> bytes:
+        return json.dumps(job.batches).encode()
+
+    def answers(self, job: Job, content: bytes) -> list[int]:
+        assert tuple(json.loads(content)) == job.batches
+        return list(job.batches)
+
+
+def jobs_at(server: Any, ledger: JobLedger | None = None, limits: Limits = QUICK) -> Jobs:
+    link = Link(server, "key", "org/model", limits)
+    network = SimpleNamespace(_remoteable_get_env=dict)
+    model: Any = SimpleNamespace(remote=link, nnsight=network)
+    return Jobs(model, Pairs(), ledger if ledger is not None else JobLedger())
+
+
+def interrupt(job: str) -> None:
+    raise KeyboardInterrupt
+
+
+def collected(jobs: Jobs, n: int, *, detach: bool = False) -> list[int]:
+    found = []
+    for batch, answer in jobs.answers(range(n), detach=detach):
+        assert answer == batch
+        found.append(batch)
+    return found
+
+
+def test_every_batch_is_answered_once_and_few_jobs_are_open_at_a_time() -> None:
+    server = Scripted([RUNNING, DONE])
+    assert sorted(collected(jobs_at(server), 11)) == list(range(11))
+    assert [b for batches in server.jobs.values() for b in batches] == list(range(11))
+    assert max(server.open) == QUICK.in_flight
+
+
+def test_ids_and_sizes_are_on_disk_before_anyone_asks(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.json"
+    server = Scripted([None, RUNNING, DONE])
+
+    def check(job: str) -> None:
+        entry = {e["id"]: e for e in json.loads(file.read_text())}[job]
+        assert entry["sent"] == len(json.dumps(entry["batches"]))
+
+    server.before_ask = check
+    collected(jobs_at(server, JobLedger(file)), 4)
+    states = {e["state"] for e in json.loads(file.read_text())}
+    assert states == {"done"}
+
+
+def test_a_job_left_by_a_process_that_died_is_collected_and_not_submitted(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.json"
+    server = Scripted([RUNNING])
+    server.before_ask = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        collected(jobs_at(server, JobLedger(file)), 4)
+    server.before_ask = lambda job: None
+    server.scripts = [[RUNNING, DONE]]
+    assert sorted(collected(jobs_at(server, JobLedger(file)), 4)) == [0, 1, 2, 3]
+    assert len(server.jobs) == 2
+
+
+def test_a_result_that_came_but_was_not_written_is_fetched_again_and_not_computed(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "jobs.json"
+    server = Scripted([DONE])
+    answers = jobs_at(server, JobLedger(file)).answers(range(2), detach=False)
+    assert next(answers) == (0, 0)
+    answers.close()  # killed before batch 0 is on disk
+    assert collected(jobs_at(server, JobLedger(file)), 2) == [0, 1]
+    assert len(server.jobs) == 1
+
+
+def test_only_the_batches_that_are_missing_are_taken_of_an_old_job(tmp_path: Path) -> None:
+    server = Scripted([DONE])
+    ledger = JobLedger(tmp_path / "jobs.json")
+    collected(jobs_at(server, ledger), 4)
+    found = list(jobs_at(server, ledger).answers([2], detach=False))
+    assert found == [(2, 2)]
+    assert len(server.jobs) == 2
+
+
+def test_a_failure_that_may_pass_is_repeated_with_the_same_batches() -> None:
+    server = Scripted([RUNNING, PASSING], [PASSING], [DONE])
+    jobs = jobs_at(server)
+    assert collected(jobs, 2) == [0, 1]
+    assert list(server.jobs.values()) == [(0, 1)] * 3
+    assert jobs.link.retried == 2
+    assert [e["state"] for e in jobs.ledger.jobs] == ["failed", "failed", "done"]
+
+
+def test_repetitions_end() -> None:
+    server = Scripted([PASSING])
+    with pytest.raises(UnavailableError, match="Please try again later"):
+        collected(jobs_at(server), 2)
+    assert len(server.jobs) == 1 + QUICK.retries
+
+
+def test_an_error_of_the_job_itself_is_not_repeated() -> None:
+    server = Scripted([Answer("failed", "ERROR", MINE)])
+    with pytest.raises(BackendError, match=r"at a\.py:3: ValueError: mine"):
+        collected(jobs_at(server), 2)
+    assert len(server.jobs) == 1
+
+
+def test_silence_ends_at_the_deadline_and_the_next_attempt_asks_once_and_sends_again(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "jobs.json"
+    server = Scripted([RUNNING])
+    with pytest.raises(BackendError, match=r"no news of 1 job at http://server .*RUNNING"):
+        collected(jobs_at(server, JobLedger(file)), 2)
+    server.scripts = [[RUNNING], [DONE]]
+    asked = len(server.asked)
+    assert collected(jobs_at(server, JobLedger(file)), 2) == [0, 1]
+    assert server.asked[asked:].count("job0") == 1
+    assert [e["state"] for e in JobLedger(file).jobs] == ["lost", "done"]
+
+
+def test_an_inherited_job_that_was_lost_unseen_costs_one_deadline(tmp_path: Path) -> None:
+    ledger = JobLedger(tmp_path / "jobs.json")
+    ledger.submitted("job0", [0, 1], host=HOST, sent=1)
+    server = Scripted([None], [DONE])
+    server.jobs["job0"] = (0, 1)
+    assert collected(jobs_at(server, ledger), 2) == [0, 1]
+    assert list(server.jobs) == ["job0", "job1"]
+
+
+def test_news_of_one_job_keeps_the_others_waiting() -> None:
+    changing = [Answer("running", f"STEP{i}") for i in range(40)]
+    server = Scripted([*changing, DONE], [RUNNING] * 41 + [DONE])
+    slow = Limits(in_flight=2, deadline=0.2, backoff=0.001, poll=0.02)
+    assert sorted(collected(jobs_at(server, limits=slow), 4)) == [0, 1, 2, 3]
+
+
+def test_a_result_that_the_server_dropped_is_computed_again(tmp_path: Path) -> None:
+    ledger = JobLedger(tmp_path / "jobs.json")
+    server = Scripted([DONE])
+    ledger.submitted("job0", [0, 1], host=HOST, sent=1)
+    server.jobs["job0"] = (0, 1)
+    server.gone = {"job0"}
+    assert collected(jobs_at(server, ledger), 2) == [0, 1]
+    assert [e["state"] for e in ledger.jobs] == ["gone", "done"]
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again() -> None:
+    away = UnavailableError("away.")
+    server = Scripted([away, RUNNING, away, DONE])
+    assert collected(jobs_at(server), 2) == [0, 1]
+    assert len(server.jobs) == 1
+
+
+def test_a_server_that_stays_away_ends_the_wait_and_names_the_way_back(tmp_path: Path) -> None:
+    server = Scripted([UnavailableError("away.")])
+    ledger = JobLedger(tmp_path / "jobs.json")
+    with pytest.raises(UnavailableError, match=r"away; what is done is kept: .*runs resume"):
+        collected(jobs_at(server, ledger), 2)
+    assert ledger.jobs[0]["state"] == "submitted"
+
+
+def test_jobs_left_at_another_server_are_not_computed_again_in_silence(tmp_path: Path) -> None:
+    ledger = JobLedger(tmp_path / "jobs.json")
+    ledger.submitted("job0", [0, 1], host="http://elsewhere", sent=1)
+    with pytest.raises(RequestError, match="job0 at http://elsewhere"):
+        collected(jobs_at(Scripted([DONE]), ledger), 2)
+
+
+def test_detaching_submits_everything_and_a_later_attempt_collects(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.json"
+    server = Scripted([RUNNING])
+    with pytest.raises(Detached) as left:
+        collected(jobs_at(server, JobLedger(file)), 7, detach=True)
+    assert list(left.value.jobs) == ["job0", "job1", "job2", "job3"]  # not only two in flight
+    server.scripts = [[DONE], [RUNNING], [DONE], [DONE]]
+    found: list[int] = []
+    with pytest.raises(Detached) as left:
+        found.extend(b for b, _ in jobs_at(server, JobLedger(file)).answers(range(7), detach=True))
+    assert sorted(found) == [0, 1, 4, 5, 6]
+    assert list(left.value.jobs) == ["job1"]
+    server.scripts = [[DONE]]
+    assert list(jobs_at(server, JobLedger(file)).answers([2, 3], detach=True)) == [(2, 2), (3, 3)]
+    assert len(server.jobs) == 4
+
+
+def test_the_status_line_tells_of_every_change_once() -> None:
+    server = Scripted([None, RUNNING, RUNNING, DONE])
+    jobs = jobs_at(server)
+    lines: list[str] = []
+    jobs.link.notify = lines.append
+    collected(jobs, 2)
+    assert lines == list(dict.fromkeys(lines))
+    assert lines[0] == f"{HOST}: 1 submitted"
+    assert f"{HOST}: 1 running" in lines
