@@ -6,12 +6,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NDIF_VENV ?= .venv-ndif
 EXTRAS := accelerate,hub,netcdf,dev
 STORES ?= stores
 OUT ?= build/tiny-refuser
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-gpu test-kill test-slow check format types docs golden bench train \
+.PHONY: help env demo test test-gpu test-kill test-slow test-ndif ndif-env check format types docs golden bench train \
 	sample wheel constraints clean
 
 help:  ## list the targets
@@ -40,6 +41,14 @@ test-kill: $(STAMP)  ## kill -9 at random moments, then resume
 
 test-slow: $(STAMP)  ## minutes-long tests: the wheel, from-scratch training
 	$(BIN)/python -m pytest -m "slow and not kill" $(ARGS)
+
+ndif-env:  ## install an NDIF server for the tests into NDIF_VENV (default .venv-ndif), and redis
+	@test -n "$(PYTHON)" || { echo "no python3 found; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	PYTHON=$(PYTHON) tests/ndif/install $(NDIF_VENV)
+
+test-ndif: $(STAMP) ndif-env  ## the tests against a real NDIF server, started on loopback for them
+	$(BIN)/python -m tests.ndif.stack --venv $(NDIF_VENV) -- \
+		$(BIN)/python -m pytest -m ndif tests/ndif $(ARGS)
 
 check: $(STAMP)  ## lint, format, types (cli/ too) and docs
 	$(BIN)/python -m ruff check .
@@ -79,4 +88,4 @@ constraints: $(STAMP)  ## record the versions now installed as the tested ones
 
 clean:  ## remove what was built; keeps the environment and the runs
 	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(NDIF_VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,91 @@
+"""What runs a model, and the command that shows it giving the same numbers everywhere.
+
+A command or a public function that is in none of these tables fails
+``test_same_numbers.test_everything_that_runs_a_model_is_registered``.
+"""
+
+from __future__ import annotations
+
+PROMPTS = ["--prompts", "prompts.jsonl"]
+PAIRS = ["--pairs", "pairs.jsonl"]
+TINY = ["--model", "tiny-refuser"]
+
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "extract": ("direction extract", [*TINY, *PROMPTS]),
+    "score": ("direction score", ["extract", *PROMPTS, "--exhaustive"]),
+    "select": ("direction select", ["score"]),
+    "evaluate": ("direction evaluate", ["select", *PROMPTS, "--max-new-tokens", "16"]),
+    "positions": ("patch positions", [*TINY, *PAIRS, "--max-new-tokens", "8"]),
+    "heads": ("patch heads", [*TINY, *PAIRS, "--max-new-tokens", "8", "--controls", "9"]),
+    "edges": ("attribute", [*TINY, *PAIRS]),
+    "nodes": ("attribute", [*TINY, *PAIRS, "--level", "node", "--method", "atp"]),
+    "exact-nodes": ("attribute", [*TINY, *PAIRS, "--level", "node", "--method", "exact"]),
+    "projected": (
+        "attribute",
+        [*TINY, *PAIRS, "--method", "eap", "--metric", "projection", "--direction", "select"],
+    ),
+    "circuit-few": ("circuit discover", ["edges", "--edges", "40"]),
+    "circuit-faithful": ("circuit discover", ["edges", "--faithfulness", "0.8", *PAIRS]),
+    "circuit-tested": ("circuit evaluate", ["circuit-faithful", *PAIRS, "--draws", "5"]),
+    "circuits": ("circuit compare", ["circuit-few", "circuit-faithful", *PAIRS]),
+}
+"""Name of the run: the command that makes it, and its arguments, in this order."""
+
+WITHOUT_RUN = {
+    "demo": "extract, score, select and evaluate in one",
+    "models show": "stores nothing; test_the_same_model_is_shown_everywhere",
+}
+"""Commands that run a model and make no run of their own."""
+
+LOCAL_ONLY: dict[str, str] = {}
+"""Commands that refuse backend ndif with exit code 2, and why they must."""
+
+LIBRARY = {
+    "attribution.attribute": "edges",
+    "attribution.attribute_run": "edges",
+    "circuits.compare_run": "circuits",
+    "circuits.cross_faithfulness": "circuits",
+    "circuits.discover_run": "circuit-faithful",
+    "circuits.evaluate": "circuit-tested",
+    "circuits.evaluate_run": "circuit-tested",
+    "circuits.smallest": "circuit-faithful",
+    "demo.run_demo": "evaluate",
+    "directions.discover_refusal_tokens": "extract",
+    "directions.evaluate": "evaluate",
+    "directions.evaluate_run": "evaluate",
+    "directions.extract": "extract",
+    "directions.extract_run": "extract",
+    "directions.refusal_scores": "extract",
+    "directions.score": "score",
+    "directions.score_run": "score",
+    "directions.select_run": "select",
+    "evaluation.evaluate": "evaluate",
+    "patching.generate": "positions",
+    "patching.heads": "heads",
+    "patching.heads_run": "heads",
+    "patching.positions": "positions",
+    "patching.positions_run": "positions",
+    "patching.refusal_heads": "heads",
+    "tracing.capture": "test_activations_and_completions_are_the_same_everywhere",
+    "tracing.capture_tokens": "test_activations_and_completions_are_the_same_everywhere",
+    "tracing.execute": "test_activations_and_completions_are_the_same_everywhere",
+    "tracing.generate": "test_activations_and_completions_are_the_same_everywhere",
+    "tracing.residual_error": "test_activations_and_completions_are_the_same_everywhere",
+    "tracing.run": "test_activations_and_completions_are_the_same_everywhere",
+    "tracing.verify": "test_activations_and_completions_are_the_same_everywhere",
+    "tracing.walk": "test_failures.test_my_own_trace_gives_the_same_numbers_here_and_there",
+}
+"""Public functions of a model that run it, and the run or test that shows their numbers."""
+
+NO_PASS = {
+    "circuits.export",
+    "directions.parse_tokens",
+    "evaluation.nll_requests",
+    "recorded.record",
+    "recorded.same_model",
+    "store.default_name",
+    "tracing.completions",
+    "tracing.forward_request",
+    "tracing.generate_request",
+}
+"""Public functions that are given a model and do not run it."""

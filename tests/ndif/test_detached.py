@@ -1,0 +1,75 @@
+"""Jobs that nobody waits for are found and collected by a later process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from tests.ndif.control import Stack
+
+
+def cli(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "refusal_nn", *words], capture_output=True, text=True, timeout=120
+    )
+
+
+EXTRACT = ("direction", "extract", "--model", "tiny-refuser", "--prompts", "tiny-bench")
+
+
+def test_a_detached_run_is_listed_and_completed_by_later_processes(
+    stack: Stack, tmp_path: Path
+) -> None:
+    where = ("--backend", "ndif", "--host", stack.url(), "--stores", str(tmp_path))
+    left = cli(*EXTRACT, *where, "--name", "d", "--detach", "--json")
+    assert left.returncode == 0, left.stderr
+    ids = set(json.loads(left.stdout)["jobs"])
+    assert ids
+
+    for _ in range(60):
+        listed = cli("remote", "jobs", "--stores", str(tmp_path), "--json")
+        jobs = json.loads(listed.stdout)
+        if all(job["state"] == "done: ready to collect" for job in jobs):
+            break
+        time.sleep(0.5)
+    assert {job["job"] for job in jobs} == ids
+    assert {job["run"] for job in jobs} == {"d"}
+
+    stages = 0
+    while not (tmp_path / "d.zarr").is_dir() and stages < 5:
+        further = cli("runs", "resume", "d", "--stores", str(tmp_path), "--detach")
+        assert further.returncode == 0, further.stderr
+        stages += 1
+        time.sleep(1)
+    assert stages > 1  # each stage is submitted by a process that collected the one before
+    assert (tmp_path / "d.zarr").is_dir()
+
+    whole = cli(*EXTRACT, *where, "--name", "whole")
+    assert whole.returncode == 0, whole.stderr
+    a, b = (xr.open_datatree(tmp_path / f"{n}.zarr", engine="zarr") for n in ("d", "whole"))
+    for path in b.groups:
+        xr.testing.assert_equal(a[path].to_dataset(), b[path].to_dataset())
+    assert a.attrs["jobs"]["submitted"] == b.attrs["jobs"]["submitted"]
+    assert ids < set(a.attrs["jobs"]["ids"])
+    assert a.attrs["jobs"]["repeated"] == 0
+
+
+def test_resuming_without_detach_waits_and_finishes(stack: Stack, tmp_path: Path) -> None:
+    where = ("--backend", "ndif", "--host", stack.url(), "--stores", str(tmp_path))
+    assert cli(*EXTRACT, *where, "--name", "d", "--detach").returncode == 0
+    done = cli("runs", "resume", "d", "--stores", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "d.zarr").is_dir()
+
+
+@pytest.mark.parametrize("option", ["--detach", "--host=http://127.0.0.1:9", "--deadline=5"])
+def test_options_of_a_server_are_refused_without_one(option: str, tmp_path: Path) -> None:
+    result = cli(*EXTRACT, "--stores", str(tmp_path), option)
+    assert result.returncode == 2
+    assert "--backend ndif" in result.stderr

@@ -1,0 +1,109 @@
+"""A part of the server killed -9 in the middle of a run costs time, not results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+
+import refusal_nn as rn
+from refusal_nn.directions import extract_run
+from refusal_nn.errors import BackendError
+from refusal_nn.models import Limits
+from refusal_nn.recorded import Keeping, Run
+from refusal_nn.store import JobLedger, job_ledgers
+from refusal_nn.store.provenance import VOLATILE
+from tests.ndif.control import Stack
+
+DEADLINE = 15.0
+LIMITS = Limits(tokens=2_500, deadline=DEADLINE, retries=3, backoff=0.5)  # several jobs a stage
+PATIENCE = DEADLINE + 25  # a deadline, its retries, and a job that is being submitted
+
+
+def extract(stack: Stack, stores: Path, name: str, progress: Any = None) -> Run:
+    model = rn.load_model("tiny-refuser", backend="ndif", host=stack.url(), limits=LIMITS)
+    prompts = rn.load_prompts("tiny-bench").train[:320]
+    keeping = Keeping(stores, name, progress=progress)
+    return extract_run(model, prompts, keeping, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stack: Stack, tmp_path_factory) -> xr.DataTree:
+    run = extract(stack, tmp_path_factory.mktemp("undisturbed"), "run")
+    assert run.tree.attrs["jobs"]["submitted"] > 5
+    return run.tree.load()
+
+
+@pytest.fixture
+def submissions(monkeypatch) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Ledger, id and batches of every job submitted, whatever becomes of its ledger."""
+    found: list[tuple[str, str, tuple[int, ...]]] = []
+    submitted = JobLedger.submitted
+
+    def noting(self: JobLedger, job: str, batches: Any, **facts: Any) -> None:
+        stage = self.file.name if self.file else ""
+        found.append((stage, job, tuple(batches)))
+        submitted(self, job, batches, **facts)
+
+    monkeypatch.setattr(JobLedger, "submitted", noting)
+    return found
+
+
+def once(stage: str, done: int, action: Callable[[], object]) -> Callable[[str, int, int], None]:
+    """A progress callback that acts when a stage has so many batches."""
+    acted = False
+
+    def progress(name: str, count: int, total: int) -> None:
+        nonlocal acted
+        if name == stage and count >= done and not acted:
+            acted = True
+            action()
+
+    return progress
+
+
+@pytest.mark.parametrize("part", ["actor", "api", "redis", "dispatcher"])
+def test_a_run_survives_the_death_of(
+    part: str, stack: Stack, undisturbed: xr.DataTree, tmp_path: Path, submissions
+) -> None:
+    began: list[float] = []
+
+    def kill() -> None:
+        stack.kill(part)
+        began.append(time.monotonic())
+
+    returned: dict[str, set[int]] = {}
+    failure: BackendError | None = None
+    try:
+        run = extract(stack, tmp_path, "run", once("sums", 2, kill))
+    except BackendError as error:
+        failure, ended = error, time.monotonic()
+    try:
+        if failure is not None:
+            assert ended - began[0] < PATIENCE
+            assert "resume" in str(failure)
+            for stage, ledger in job_ledgers(tmp_path / "run.zarr.partial").items():
+                done = [b for e in ledger.jobs if e["state"] == "done" for b in e["batches"]]
+                returned[f"{stage}.jobs.json"] = set(done)
+            assert returned["sums.jobs.json"]  # something had come back before
+            if part != "actor":  # which Ray starts again
+                stack.restart(part)
+            before = len(submissions)
+            run = extract(stack, tmp_path, "run")
+            for stage, _, batches in submissions[before:]:
+                assert not returned.get(stage, set()) & set(batches)
+    finally:
+        if part != "actor":
+            stack.start(part)
+    assert began, "nothing was killed"
+    tree = run.tree.load()
+    for path in undisturbed.groups:
+        xr.testing.assert_equal(tree[path].to_dataset(), undisturbed[path].to_dataset())
+    skipped = {*VOLATILE, "command"}
+    assert {k: v for k, v in tree.attrs.items() if k not in skipped} == {
+        k: v for k, v in undisturbed.attrs.items() if k not in skipped
+    }
