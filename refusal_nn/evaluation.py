@@ -90,7 +90,8 @@ def evaluate(
         ``nll`` (nats a token, NaN below six tokens), ``coherent``, ``refused``, and
         ``refusal_score`` (nats) if tokens were given. In group ``rates``, over ``(intervention,
         style)``:
-        ``refusal_rate`` with ``_low``, ``_high`` and ``_n``, and ``coherent_rate``; over
+        ``refusal_rate`` with ``_low``, ``_high`` and ``_n``, ``coherent_rate``, and, where refusal
+        tokens were given, ``first_token_refusal_rate``; over
         ``(intervention, style, category)`` the same with the prefix ``category_``.
 
     Raises
@@ -214,6 +215,11 @@ def rates(judged: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
     out = _rate_table(judged, "", dims, [[m] for m in by_style.values()], confidence)
     masks = [[m & c for c in by_category.values()] for m in by_style.values()]
     out |= _rate_table(judged, "category_", (*dims, "category"), masks, confidence)
+    if "refusal_score" in judged:
+        # the substrings count a refusal anywhere, also one that follows the start of an answer
+        begins = judged["refusal_score"].values > 0
+        shares = np.stack([begins[:, mask].mean(axis=1) for mask in by_style.values()], axis=1)
+        out["first_token_refusal_rate"] = (dims, shares)
     return xr.Dataset(
         out,
         coords={

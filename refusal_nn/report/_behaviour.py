@@ -106,7 +106,26 @@ def behaviour(source: Source) -> list[Block]:
 def effects(source: Source) -> list[Block]:
     """What the edits do that they are meant to do."""
     table = _changes(source, EFFECTS, "Effect: what each edit is meant to change.")
-    return [table] if table else []
+    first = _first_tokens(source.groups["rates"])
+    return [block for block in (table, first) if block]
+
+
+def _first_tokens(rates: xr.Dataset) -> Paragraph | None:
+    """How often a refusal begins at the first token: the list of strings finds it anywhere."""
+    name = "first_token_refusal_rate"
+    pairs = [(c, s) for c, s in EFFECTS if name in rates and has(rates, c, s)]
+    if not pairs:
+        return None
+    shares = [
+        f"{percent(float(rates[name].sel(intervention=c, style=s)))} of {STYLE_NAMES.get(s, s)} "
+        f"prompts under {condition_name(c)}"
+        for c, s in pairs
+    ]
+    return Paragraph(
+        "The strings are looked for anywhere in a completion, so one that begins to answer and then "
+        "turns to refusing counts as refused. Refusal tokens are more likely than not as the very "
+        f"first token for {' and '.join(shares)}."
+    )
 
 
 def side_effects(source: Source) -> list[Block]:

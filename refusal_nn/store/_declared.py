@@ -362,6 +362,13 @@ register(
         optional=("style",),
     ),
     Spec(
+        "first_token_refusal_rate",
+        ("intervention", "style"),
+        "float",
+        "0 to 1",
+        "Share of prompts after which the refusal tokens are more likely than all others together",
+    ),
+    Spec(
         "coherent_rate",
         ("intervention", "coefficient", "draw", "harm", "style", "category"),
         "float",

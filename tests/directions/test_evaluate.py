@@ -70,6 +70,16 @@ def test_batch_size_changes_no_text_and_no_verdict(
     np.testing.assert_allclose(again["refusal_score"], effect["refusal_score"], atol=1e-5)
 
 
+def test_the_first_token_rate_counts_prompts_with_a_score_above_zero() -> None:
+    judged = judge(made(["fine words"] * 8, [1.0] * 8, [0.0] * 8))
+    scores = np.array([[1.0, -1.0, 2.0, 3.0], [-1.0, -2.0, 4.0, -0.0]])
+    table = rates(judged.assign(refusal_score=(("intervention", "prompt"), scores)))
+    found = table["first_token_refusal_rate"].transpose("intervention", "style")
+    assert found["style"].values.tolist() == ["safe", "toxic"]
+    assert found.values.tolist() == [[0.5, 1.0], [0.0, 0.5]]
+    assert "first_token_refusal_rate" not in rates(judged)
+
+
 def test_nll_is_the_mean_over_tokens_from_the_sixth_on(model: Model) -> None:
     import torch
 
