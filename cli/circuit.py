@@ -271,7 +271,10 @@ def compare_command(
 
     sources = [open_input(stores, circuit, "circuit-discover") for circuit in circuits]
     loading = take_loading(options)
-    chosen = {source: pairs_of_split(source, split) for source in pairs}
+    sets = [pairs_of_split(source, split) for source in pairs]
+    chosen = {some.name: some for some in sets}
+    if len(chosen) < len(sets):
+        raise click.UsageError("two sets of pairs have one name; rename a file.")
     with keeping(stores, name, resume) as where:
         run = compare_run(
             model_of(sources[0], model, loading), sources, where, pairs=chosen, **options

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from refusal_nn import store
-from refusal_nn.errors import Detached, RequestError, StoreError
+from refusal_nn.errors import Detached, PromptError, RequestError, StoreError
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -191,8 +191,9 @@ def record(
                 groups, attrs = work(recorder)
         except StoreError:
             raise  # of the folder, not of what was asked: it may go on later
-        except RequestError:
-            recorder.abandon()
+        except RequestError as error:
+            # prompts found unusable by measuring them stay so: what was measured serves no other run
+            recorder.abandon(with_batches=isinstance(error, PromptError))
             raise
         return Run(recorder.path, recorder.commit(groups, attrs, keep=keep), reused=False)
 

@@ -102,7 +102,7 @@ def attribute(
         )
     aligned = align(model, pairs)
     rec = recorder if recorder is not None else MemoryRecorder()
-    rows = batch_size or rows_per_pass(model)
+    rows = rows_per_pass(model) if batch_size is None else batch_size
     if rows < 1:
         raise RequestError(f"batch size must be at least 1, got {rows}.")
     graph = EdgeGraph.of(model.arch)

@@ -115,7 +115,7 @@ def gradient_passes(
         after = {
             "places": places,
             "parallel": graph.parallel,
-            "n_src": len(graph.src),
+            "prefix": graph.prefix.tolist(),
             "n_final": 1 + (last + 1) * graph.writers_per_layer,
             "weights": weights,
             "metric": metric.plain(),
@@ -145,12 +145,14 @@ def gradient_passes(
             raise WorkError(
                 f"model {model.name!r} gave gradients that are not finite; load it in another --dtype."
             )
+        whole = np.full(part[name].shape, np.nan, dtype=template[name].dtype)
         if level == "edge":
-            scores = np.where(graph.mask, scores, np.nan)
-        dims = template[name].dims
+            whole[:, graph.mask] = scores
+        else:
+            whole[...] = scores
         return part.assign(
             {
-                name: (dims, scores.astype(template[name].dtype)),
+                name: (template[name].dims, whole),
                 "clean_metric": ("prompt", results[-1]["metric_clean"].numpy()),
                 "corrupted_metric": ("prompt", results[-1]["metric_corrupted"].numpy()),
             }

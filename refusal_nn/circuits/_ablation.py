@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from refusal_nn._batches import rows_per_pass
-from refusal_nn.circuits._requests import sources_request
+from refusal_nn.circuits._requests import Means, sources_request
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.tracing import Passes, Request, Results, pad
 
@@ -34,17 +34,17 @@ class Ablation:
         ``resample``: of the pair's corrupted prompt, position by position. ``mean``: over the
         corrupted discovery prompts, by position from the end. ``zero``.
     means : dict or None
-        ``input`` ``[token, d_model]``, ``z`` ``[layer, token, head, d_head]``, ``mlp`` ``[layer,
-        token, d_model]``, aligned at the last token.
+        By name, a tensor a layer: ``input`` (one) and ``mlp`` ``[1, token, d_model]``, ``z`` ``[1,
+        token, head, d_head]``, aligned at the last token.
     """
 
     kind: str
-    means: dict[str, torch.Tensor] | None = None
+    means: Means | None = None
 
     @property
     def reach(self) -> int | None:
         """Longest prompt it has values for; None: any."""
-        return None if self.means is None else int(self.means["input"].shape[0])
+        return None if self.means is None else int(self.means["input"][0].shape[1])
 
     def check(self, lengths: tuple[int, ...]) -> None:
         """Refuse prompts that are longer than any the means were taken over.
@@ -88,7 +88,7 @@ def ablation_of(
 
 def ablated_runs(
     model: Model, ablation: Ablation, aligned: AlignedPairs, rows: slice
-) -> tuple[list[Request], int | dict[str, torch.Tensor] | None]:
+) -> tuple[list[Request], int | Means | None]:
     """Requests that hold what pairs' excluded edges carry, and how a circuit's pass refers to it.
 
     The requests come first in their batch.
@@ -103,7 +103,7 @@ def ablated_runs(
 
 def _means(
     model: Model, rows: list[list[int]], batch_size: int | None, recorder: Recorder
-) -> dict[str, torch.Tensor]:
+) -> Means:
     """Means by position from the end, over the prompts that reach it."""
     arch = model.arch
     width = max(map(len, rows))
@@ -154,9 +154,11 @@ def _means(
     reach = np.zeros(width)
     for group in groups:
         reach[width - len(rows[group[0]]) :] += len(group)
-    out = {}
+    out: Means = {}
     for name in _SUMS:
         total = sums[name].sum("block")
-        mean = total / xr.DataArray(reach, dims="position")
-        out[name.removesuffix("_sum")] = torch.from_numpy(mean.transpose(*total.dims).values)
+        mean = (total / xr.DataArray(reach, dims="position")).transpose(*total.dims).values
+        layers = mean[None] if "layer" not in total.dims else mean
+        # tensors of their own: a view ships with all that it is a view of
+        out[name.removesuffix("_sum")] = [torch.tensor(layer)[None] for layer in layers]
     return out

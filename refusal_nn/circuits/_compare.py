@@ -201,7 +201,7 @@ def overlap_p(
         chance = scipy_stats.hypergeom(total, a, b).pmf(np.arange(min(a, b) + 1))
         distribution = np.convolve(distribution, chance)
     shared = int((first & second).sum())
-    return float(min(1.0, distribution[shared:].sum()))
+    return min(1.0, float(distribution[shared:].sum()))
 
 
 def rank_overlap(a: NDArray[np.float64], b: NDArray[np.float64], *, depth: int) -> float:
@@ -224,7 +224,7 @@ def rank_overlap(a: NDArray[np.float64], b: NDArray[np.float64], *, depth: int) 
     agreement = shared / np.arange(1, n + 1)
     persistence = 1 - 1 / max(depth, 2)
     weights = (1 - persistence) * persistence ** np.arange(n)
-    return float(min(1.0, agreement @ weights + persistence**n))
+    return min(1.0, float(agreement @ weights + persistence**n))
 
 
 def _one_graph(circuits: Mapping[str, Any]) -> EdgeGraph:

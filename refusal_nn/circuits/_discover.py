@@ -67,7 +67,11 @@ def discover(
     worth = supporting(mean, str(scores.attrs.get("metric")))
     n = _requested(graph, edges, fraction, threshold, rule)
     kept = choose(graph, worth, n=n, threshold=threshold, rule=rule, ranking=ranking)
-    requested = int(n) if n is not None else int((_ranked(worth, ranking) >= threshold).sum())
+    if n is None:
+        assert threshold is not None
+        requested = int((_ranked(worth, ranking) >= threshold).sum())
+    else:
+        requested = n
     attrs: dict[str, Any] = {str(k): v for k, v in scores.attrs.items() if _told(str(k))}
     attrs |= {"rule": rule, "ranking": ranking, "requested": requested}
     if threshold is not None:
@@ -95,6 +99,7 @@ def choose(
         raise RequestError(f"unknown rule {rule!r}; rules are {', '.join(RULES)}.")
     rank = _ranked(worth, ranking)
     if rule == "threshold":
+        assert threshold is not None
         return prune(graph, graph.mask & (np.nan_to_num(rank, nan=-np.inf) >= threshold))
     assert n is not None
     if rule == "greedy":
@@ -117,17 +122,17 @@ def prune(graph: EdgeGraph, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     A writer stays while something reads it and, the embedding apart, one of its readers reads
     something; a reader stays while a writer it is part of does.
     """
-    kept = kept.copy()
+    left: NDArray[np.bool_] = kept.copy()
     while True:
-        fed = (graph.belongs & kept.any(0)).any(1)
+        kept = left
+        fed = np.asarray((graph.belongs & kept.any(0)).any(1))
         fed[0] = True
         alive = fed & kept.any(1)
-        reading = (graph.belongs & alive[:, None]).any(0)
+        reading = np.asarray((graph.belongs & alive[:, None]).any(0))
         reading[-1] = True
         left = kept & alive[:, None] & reading[None, :]
         if left.sum() == kept.sum():
             return left
-        kept = left
 
 
 def mean_scores(scores: xr.Dataset) -> tuple[EdgeGraph, NDArray[np.float64]]:

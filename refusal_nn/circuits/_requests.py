@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
 
 _CACHE_BYTES = 1 << 29
+Means = dict[str, list[torch.Tensor]]
+"""Ablated values by name, a tensor a layer: ``[1, token, ...]``."""
 
 
 def sources_request(model: Model, batch: Batch, *, total: bool = False) -> Request:
@@ -47,7 +49,7 @@ def circuits_request(
     kept: np.ndarray,
     metric: Metric,
     *,
-    ablated: int | dict[str, torch.Tensor] | None,
+    ablated: int | Means | None,
     after: tuple[str, dict[str, Any]] | None = None,
 ) -> Request:
     """Several circuits on the same pairs, in one pass.
@@ -86,7 +88,7 @@ def _edits(
     graph: EdgeGraph,
     batch: Batch,
     kept: np.ndarray,
-    ablated: int | dict[str, torch.Tensor] | None,
+    ablated: int | Means | None,
     depth: int,
 ) -> list[Edit]:
     circuits = len(kept)
@@ -143,14 +145,12 @@ def _excluded(graph: EdgeGraph, excluded: np.ndarray, start: int, stop: int) -> 
     return torch.from_numpy(excluded[:, :seen, start:stop].transpose(0, 2, 1).copy())
 
 
-def _value(
-    ablated: int | dict[str, torch.Tensor] | None, name: str, layer: int | None
-) -> Ref | torch.Tensor | None:
+def _value(ablated: int | Means | None, name: str, layer: int | None) -> Ref | torch.Tensor | None:
     if ablated is None:
         return None
     if isinstance(ablated, int):
         return Ref(ablated, name, layer=layer)
-    return (ablated[name] if layer is None else ablated[name][layer])[None]
+    return ablated[name][layer or 0]
 
 
 def _path(norm: dict[str, Any] | None) -> str | None:

@@ -140,6 +140,11 @@ def parse_tokens(model: Model, tokens: Sequence[int | str] | str | None) -> list
                     f"refusal token {item!r} is {len(ids)} tokens for {model.name!r}; give the first "
                     "one, or its id."
                 )
+            if ids[0] == model.tokenizer.unk_token_id:
+                raise RequestError(
+                    f"refusal token {item!r} is not in the vocabulary of {model.name!r}; give a text "
+                    "that is, or an id."
+                )
             out.append(int(ids[0]))
         else:
             out.append(int(item) if isinstance(item, str) else _whole(item))

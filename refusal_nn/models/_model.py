@@ -18,6 +18,7 @@ from refusal_nn.models import _anyio  # noqa: F401 - before anything imports nns
 from refusal_nn.models._architecture import Architecture, build_architecture
 from refusal_nn.models._catalogue import EMBEDDED, embedded_path
 from refusal_nn.models._chat import Chat
+from refusal_nn.models._commit import commit_of
 from refusal_nn.models._hashes import tokenizer_hash, weights_hash
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def wrap_model(
         dtype=parameter.dtype,
         device=parameter.device,
         backend=backend,
-        revision=getattr(module.config, "_commit_hash", None) or revision,
+        revision=commit_of(source, revision) or revision,
         chat_template=chat_template,
     )
     module.requires_grad_(False)

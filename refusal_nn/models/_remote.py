@@ -14,6 +14,7 @@ import torch
 from refusal_nn.errors import ModelError, RequestError
 from refusal_nn.models._architecture import build_architecture
 from refusal_nn.models._catalogue import EMBEDDED, ON_SERVERS
+from refusal_nn.models._commit import commit_of
 from refusal_nn.models._hashes import weights_hash
 from refusal_nn.models._model import (
     DTYPES,
@@ -325,7 +326,7 @@ def _shape(
         # it; it may name further tokens that end a completion
         with contextlib.suppress(OSError):
             module.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
-    return nn_model, tokenizer, getattr(module.config, "_commit_hash", None)
+    return nn_model, tokenizer, commit_of(source, revision)
 
 
 def _hub_name(source: str) -> str:

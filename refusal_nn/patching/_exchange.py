@@ -176,35 +176,36 @@ class Exchange:
         edits = []
         for layer, site in sorted({(s.layer, s.site) for variant in variants for s in variant}):
             n_heads = self.model.arch.place(site).heads
-            # one flag a token, or one a token and head
-            mask = np.zeros((len(variants), n, width, n_heads or 1), dtype=bool)
-            for v, variant in enumerate(variants):
-                for swap in variant:
-                    if (swap.layer, swap.site) == (layer, site):
-                        self._mark(mask[v], swap, batch, n_heads)
-            flags = mask.reshape(len(variants) * n, width, -1)
+            swaps = [(v, s) for v, variant in enumerate(variants) for s in variant]
+            here = [(v, s) for v, s in swaps if (s.layer, s.site) == (layer, site)]
+            # one flag a token, or one for all where all are meant; one a head besides
+            tokens = 1 if all(s.positions is None for _, s in here) else width
+            mask = np.zeros((len(variants), n, tokens, n_heads or 1), dtype=bool)
+            for v, swap in here:
+                self._mark(mask[v], swap, batch, n_heads)
+            flags = mask.reshape(len(variants) * n, tokens, -1)
             value = Ref(_DONOR, site, layer=list(layers).index(layer), rows=rows)
             args = {"value": value, "mask": flags[..., None] if n_heads else flags}
             edits.append(Edit(layer, site, "swap", args))
         return edits
 
     def _mark(self, mask: np.ndarray, swap: Swap, batch: Batch, n_heads: int) -> None:
-        columns = range(batch.width)
+        columns = list(range(mask.shape[1]))
         if swap.positions is not None:
             if min(swap.positions) < -min(batch.lengths) or max(swap.positions) >= 0:
                 raise RequestError(
                     f"positions {list(swap.positions)} are not inside every pair: they count from "
                     f"the end of the prompt, and the shortest pair has {min(batch.lengths)} tokens."
                 )
-            columns = [batch.width + p for p in swap.positions]  # type: ignore[assignment]
+            columns = [batch.width + p for p in swap.positions]
         if swap.heads is None:
-            mask[:, list(columns)] = True
+            mask[:, columns] = True
             return
         if not n_heads or max(swap.heads) >= n_heads or min(swap.heads) < 0:
             raise RequestError(
                 f"heads {list(swap.heads)} are not heads of {swap.site!r}, which has {n_heads}."
             )
-        mask[np.ix_(range(mask.shape[0]), list(columns), list(swap.heads))] = True
+        mask[np.ix_(range(mask.shape[0]), columns, list(swap.heads))] = True
 
 
 def chunks(variants: Sequence[Variant], n_pairs: int, rows: int) -> list[Sequence[Variant]]:

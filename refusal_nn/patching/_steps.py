@@ -150,7 +150,7 @@ def heads_run(
             recorder=recorder,
             **options,  # type: ignore[arg-type]
         )
-        groups = {path: node.to_dataset(inherit=False) for path, node in tree.to_dict().items()}
+        groups = {node.path: _own(node.to_dataset()) for node in tree.subtree}
         heads = heads_of(groups["/"])
         if heads and max_new_tokens:
             test = kept_pairs(pairs.test, groups["/test"])
@@ -184,6 +184,12 @@ def heads_run(
         seed=seed,
         inputs=list(inputs),
     )
+
+
+def _own(group: xr.Dataset) -> xr.Dataset:
+    """A group without labels of dims that it has only from the root."""
+    used = {dim for variable in group.data_vars.values() for dim in variable.dims}
+    return group.drop_vars([c for c in group.coords if not set(group[c].dims) <= used])
 
 
 def strongest(table: xr.Dataset) -> dict[str, Variant]:

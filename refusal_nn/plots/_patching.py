@@ -159,7 +159,7 @@ def dots(ax: Axes, marked: np.ndarray, *, size: float = 2.0) -> None:
     for colour, width in (("white", size + 1.2), (INK, size)):
         ax.plot(
             columns + 0.36, rows + 0.32, linestyle="", marker="o", markersize=width, color=colour,
-            markeredgewidth=0, zorder=5, gid="interval leaves out 0",
+            markeredgewidth=0, zorder=5, label="_clear",
         )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def _checked(results: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.Datase
         held = ", ".join(f"{v}{results[v].dims}" for v in results) or "nothing"
         raise RequestError(
             f"the figure needs {name} over ({', '.join(dims)}), but the results hold {held}; give "
-            "the result of a patch or attribute run."
+            "the result of a patch run."
         )
     shown = (name, f"{name}_low", f"{name}_high", "refusal_head", "head_p_adjusted")
     return results[[n for n in shown if n in results]]

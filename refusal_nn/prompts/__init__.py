@@ -6,7 +6,8 @@ from refusal_nn.prompts._balance import balance, category_weights
 from refusal_nn.prompts._disjoint import Overlap, check_disjoint, duplicates, overlaps
 from refusal_nn.prompts._labels import normalise, prompt_id
 from refusal_nn.prompts._load import SetInfo, available, build, combine, load_prompts
-from refusal_nn.prompts._pairs import EMBEDDED_PAIRS, Pairs, load_pairs
+from refusal_nn.prompts._load_pairs import EMBEDDED_PAIRS, load_pairs
+from refusal_nn.prompts._pairs import Pairs
 from refusal_nn.prompts._prompts import Prompts
 from refusal_nn.prompts._splits import FRACTIONS, draw_splits
 from refusal_nn.prompts._stats import stats

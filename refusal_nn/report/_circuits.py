@@ -26,8 +26,14 @@ RULES = {
 
 def discovered(source: Source) -> list[Block]:
     """The circuit's size, its drawing and how stable it is."""
-    blocks: list[Block] = [Paragraph(_size(source.data)), *_drawing(source.data)]
-    return blocks + _stability(source)
+    text = _size(source.data)
+    sizes, target = source.groups.get("sizes"), source.attrs.get("target")
+    if sizes is not None and target is not None:
+        text += (
+            f" It is the smallest of {plural(sizes.sizes['circuit'], 'size')} tried to reach faithfulness "
+            f"{float(target):g} on {plural(sizes.sizes['prompt'], 'selection pair')}."
+        )
+    return [Paragraph(text), *_drawing(source.data), *_stability(source)]
 
 
 def evaluated(source: Source, *, drawn: bool) -> list[Block]:
@@ -104,13 +110,14 @@ def compared(source: Source) -> list[Block]:
     return blocks
 
 
-def answer(discovery: Source | None, evaluation: Source | None) -> list[str]:
-    """What the circuit is and does, in a sentence or two."""
+def answer(discovery: Source | None, evaluation: Source | None, *, name: str) -> list[str]:
+    """What the circuit is and does; ``name`` is the run's where there are several."""
     out = []
+    start = f"Run {name}: the circuit" if name else "The circuit"
     if evaluation is not None:
         data, null = evaluation.data, evaluation.groups.get("null")
         sentence = (
-            f"A circuit of {int(data.attrs['n_kept']):,} of {int(data.attrs['n_total']):,} edges has "
+            f"{start} of {int(data.attrs['n_kept']):,} of {int(data.attrs['n_total']):,} edges has "
             f"faithfulness {_at(data, 'faithfulness')} on held-out pairs"
         )
         if null is not None:
@@ -121,14 +128,14 @@ def answer(discovery: Source | None, evaluation: Source | None) -> list[str]:
             sentence += f" (p = {listed(kinds)} of equal size)"
         out.append(f"{sentence}; without it the rest of the model has {_at(data, 'completeness')}.")
     elif discovery is not None:
-        out.append(_size(discovery.data))
+        out.append(_size(discovery.data, start))
     return out
 
 
-def _size(circuit: xr.Dataset) -> str:
+def _size(circuit: xr.Dataset, start: str = "The circuit") -> str:
     attrs = circuit.attrs
     kept, total = int(attrs["n_kept"]), int(attrs["n_total"])
-    text = f"The circuit keeps {kept:,} of {plural(total, 'edge')} ({percent(kept / total)})"
+    text = f"{start} keeps {kept:,} of {plural(total, 'edge')} ({percent(kept / total)})"
     rule = RULES.get(str(attrs.get("rule", "")))
     if rule:
         text += f": {rule}" + (", by size" if attrs.get("ranking") == "absolute" else "")

@@ -53,7 +53,7 @@ def positions(source: Source) -> list[Block]:
             f"moves: 0 % nothing, 100 % all of it. {_pairs(source)}"
         ),
         Picture(
-            "patch-positions",
+            "recovery-by-position",
             plots.patch_positions(data),
             f"{INTERCHANGE_NAMES.get(into, into)}. Mean recovery over layer and position. "
             f"{_interval(source)}",
@@ -89,7 +89,7 @@ def heads(source: Source) -> list[Block]:
             f"of the pair's difference in the {metric_of(source)} that this moves. {_pairs(source)}"
         ),
         Picture(
-            "patch-heads",
+            "recovery-by-head",
             plots.patch_heads(data),
             f"Mean recovery of every head. {_interval(source)}"
             + (" Framed: the refusal heads." if "refusal_head" in data else ""),

@@ -15,17 +15,13 @@ def what_was_run(sources: list[Source]) -> list[Block]:
     for source in sources:
         attrs = source.attrs
         n = source.data.sizes.get("prompt", attrs.get("n_test_pairs"))
-        options = attrs.get("options")
-        prompts = options.get("prompts") if isinstance(options, dict) else attrs.get("prompts")
-        if not prompts:
-            prompts = options.get("pairs") if isinstance(options, dict) else attrs.get("pairs")
         rows.append(
             [
                 analysis(source),
                 source.model,
                 str(attrs.get("dtype", "–")),
                 str(attrs.get("backend", "–")),
-                str(prompts or "–"),
+                _prompts_of(attrs),
                 "–" if n is None else f"{n:,}",
                 _seconds(attrs.get("wall_time")),
             ]
@@ -42,6 +38,16 @@ def what_was_run(sources: list[Source]) -> list[Block]:
     if commands:
         blocks.append(Code(commands))
     return blocks
+
+
+def _prompts_of(attrs: dict[str, Any]) -> str:
+    """Name of the prompts or pairs of a run."""
+    options = attrs.get("options")
+    for place in (options if isinstance(options, dict) else {}, attrs):
+        for key in ("prompts", "pairs"):
+            if found := place.get(key):
+                return ", ".join(map(str, found)) if isinstance(found, list | tuple) else str(found)
+    return "–"
 
 
 def _overlap(sources: list[Source]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -60,9 +61,11 @@ def build(runs: Sequence[Source | xr.Dataset | xr.DataTree], *, title: str | Non
     models = list(dict.fromkeys(s.model for s in sources))
     sections = [Section("what-was-run", "What was run", _runs.what_was_run(sources))]
     answers: list[Block] = []
+    counted = Counter((s.kind, s.model) for s in sources)
+    repeated = {of for of, n in counted.items() if n > 1}
     for number, group in enumerate(_studies(sources)):
         many = f" — {group[0].model}" if len(models) > 1 else ""
-        answer, parts = _study(group, prefix=f"s{number + 1}-", suffix=many)
+        answer, parts = _study(group, prefix=f"s{number + 1}-", suffix=many, repeated=repeated)
         answers += answer
         sections += parts
     if answers:
@@ -99,8 +102,10 @@ def _studies(sources: list[Source]) -> list[list[Source]]:
     return studies
 
 
-def _study(group: list[Source], *, prefix: str, suffix: str) -> tuple[list[Block], list[Section]]:
-    """The answer and the sections of one study."""
+def _study(
+    group: list[Source], *, prefix: str, suffix: str, repeated: set[tuple[str, str]]
+) -> tuple[list[Block], list[Section]]:
+    """The answer and the sections of one study; kinds that a model has several of are named."""
     by_kind = {source.kind: source for source in group}
     extract, scores = by_kind.get("extract"), by_kind.get("score")
     selected, evaluated = by_kind.get("select"), by_kind.get("evaluate")
@@ -129,13 +134,18 @@ def _study(group: list[Source], *, prefix: str, suffix: str) -> tuple[list[Block
     if evaluated is not None:
         add("completions", "Sample completions", _completions.sampled(evaluated))
         add("failures", "Where it failed", _completions.failures(evaluated))
-    for anchor, heading, blocks in _mechanism(by_kind):
-        add(anchor, heading, blocks)
+    for kind, heading, blocks in _mechanism(by_kind):
+        source = by_kind[kind]
+        named = f": {source.name}" if (kind, source.model) in repeated else ""
+        add(kind, heading + named, blocks)
+    found, tested = by_kind.get("circuit-discover"), by_kind.get("circuit-evaluate")
+    shown = tested or found
+    named = shown.name if shown and (shown.kind, shown.model) in repeated else ""
     text = " ".join(
         [
             *_answer(group[0].model, evaluated, chosen, table),
             *_patching.answer(by_kind.get("patch-positions"), by_kind.get("patch-heads")),
-            *_circuits.answer(by_kind.get("circuit-discover"), by_kind.get("circuit-evaluate")),
+            *_circuits.answer(found, tested, name=named),
         ]
     )
     return ([Paragraph(text, lead=True)] if text else []), sections

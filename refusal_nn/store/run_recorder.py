@@ -194,11 +194,19 @@ class RunRecorder:
         """Let another process continue the run. A later :meth:`stage` takes it up again."""
         self._lock.release()
 
-    def abandon(self) -> None:
-        """Remove the partial directory of a run that can never be finished, if it holds no batch."""
+    def abandon(self, *, with_batches: bool = False) -> None:
+        """Remove the partial directory of a run that can never be finished, if it holds no batch.
+
+        Parameters
+        ----------
+        with_batches : bool
+            Also if it does.
+        """
         if self.already_complete or not self.partial.is_dir():
             return
-        if not any(done for done, _ in manifest.stage_progress(self.partial).values()):
+        if with_batches or not any(
+            done for done, _ in manifest.stage_progress(self.partial).values()
+        ):
             self.close()
             _partial.discard(self.partial)
 

@@ -125,8 +125,8 @@ def circuit_sources(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> 
 
 def record_residual(x: torch.Tensor, args: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
     """Remember the residual stream at a block's input, or, with ``add``, behind its attention."""
-    state["residual"] = state["residual"] + wide(x) if args["add"] else wide(x)
-    state["unwritten"] = state.get("biases", 0)  # a part of it that no writer writes
+    state["residual"] = state["residual"].to(x.device) + wide(x) if args["add"] else wide(x)
+    state["unwritten"] = state.get("biases")  # the part of it that no writer writes
     return x
 
 
@@ -145,7 +145,9 @@ def record_writer(x: torch.Tensor, args: dict[str, Any], state: dict[str, Any]) 
         own = scaled(state["model"], own, place)
         bias = module_at(state["model"], place["output"]).bias
         if bias is not None:
-            state["biases"] = state.get("biases", 0) + wide(bias.detach())
+            before = state.get("biases")
+            bias = wide(bias.detach())
+            state["biases"] = bias if before is None else before.to(bias.device) + bias
     own = own.unflatten(0, (circuits, -1))  # [circuit, pair, token, ...]
     if args["value"] is None:
         delta = own
@@ -180,9 +182,10 @@ def with_written(stream: torch.Tensor, summed: torch.Tensor, state: dict[str, An
     """
     weights = summed.to(device=stream.device, dtype=stream.dtype)
     if "written" in state:
-        state["written"][:, :1] = stream
+        written = state["written"]  # on the device of the first block
+        written[:, :1] = stream
         weights = torch.cat((torch.ones_like(weights[:, :, :1]), weights), dim=2)
-        return weights @ state["written"][:, : weights.shape[2]]
+        return (weights.to(written.device) @ written[:, : weights.shape[2]]).to(stream.device)
     out = stream.repeat(1, weights.shape[1], 1)
     for entry in state["parts"]:
         difference = entry["difference"]
@@ -191,7 +194,7 @@ def with_written(stream: torch.Tensor, summed: torch.Tensor, state: dict[str, An
         if difference is None:  # made anew for each layer of readers: it is the largest thing here
             difference = (entry["z"] @ head_output(state["model"], entry["place"])).flatten(2)
         stop = entry["first"] + difference.shape[1]
-        out.baddbmm_(weights[:, :, entry["first"] : stop], difference)
+        out.baddbmm_(weights[:, :, entry["first"] : stop], difference.to(out.device))
     return out
 
 
@@ -216,7 +219,9 @@ def readings(excluded: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
     if state["to_zero"]:
         # summed up from what is left: what a difference leaves of a stream of zeros is rounding noise,
         # and a norm would blow it up
-        residual = torch.zeros_like(residual) + state["unwritten"]
+        residual = torch.zeros_like(residual)
+        if state["unwritten"] is not None:
+            residual = residual + state["unwritten"].to(residual.device)
         summed = ~excluded
     stream = residual.reshape(len(excluded), 1, -1)
     return with_written(stream, summed, state).unflatten(-1, (-1, d_model))

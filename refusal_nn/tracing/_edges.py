@@ -39,22 +39,23 @@ def edge_scores(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> dict
     ----------
     model : nnsight model
     taken : dict
-        Live captures of the pass: ``projection`` (a list a layer of one list of module outputs),
-        ``resid_pre``, ``mlp_reader``, ``z``, ``mlp_out`` (lists a layer), ``final`` and
-        ``readout``.
+        Live captures of the pass, lists with one tensor a layer: ``projection0`` and so on, one for
+        each module that makes queries, keys or values, ``resid_pre``, ``mlp_reader``, ``z``,
+        ``mlp_out``; and ``final`` and ``readout``.
     args : dict
         ``places`` (see ``block_places``), ``weights`` (one a step), ``metric``, ``mask`` ``[prompt,
-        token]``, ``parallel``, ``n_src``, ``n_final`` (writers before the residual stream that the
-        metric reads), and of the corrupted run ``input``, ``z``, ``mlp``, ``corrupted_readout``.
+        token]``, ``parallel``, ``prefix`` (how many writers each reader sees), ``n_final`` (writers
+        before the residual stream that the metric reads), and of the corrupted run ``input``, ``z``,
+        ``mlp``, ``corrupted_readout``.
 
     Returns
     -------
     dict
-        ``edge_score`` ``[prompt, src, dst]``, float32 or float64, zero where there is no edge;
+        ``edge_score`` ``[prompt, edge]``, float32 or float64, edges in order of writer, then reader;
         ``metric_clean`` and ``metric_corrupted`` ``[prompt]``.
     """
-    places, weights = args["places"], args["weights"]
-    steps = len(weights)
+    places, weights, prefix = args["places"], args["weights"], args["prefix"]
+    steps, n_src = len(weights), prefix[-1]
     names = [f"projection{i}" for i in range(len(places[0]["projections"]))]
     targets = [t for name in names for t in taken[name]] + taken["mlp_reader"] + [taken["final"]]
     metrics, found = gradients(taken, targets, args)
@@ -66,11 +67,11 @@ def edge_scores(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> dict
         w = torch.tensor(weights, device=home, dtype=parts["input"].dtype)
         prompts, tokens, d_model = parts["input"].shape
         columns = [sum(p["heads"] for q in pl["projections"] for p in q["parts"]) for pl in places]
-        scores = w.new_zeros(prompts, args["n_src"], sum(columns) + len(columns) + 1)
-        width = max(1, BLOCK_OF_POSITIONS // (args["n_src"] * prompts * d_model))
+        scores = w.new_zeros(prompts, n_src, sum(columns) + len(columns) + 1)
+        width = max(1, BLOCK_OF_POSITIONS // (n_src * prompts * d_model))
         for first in range(0, tokens, width):
             part = slice(first, first + width)
-            written = w.new_empty(args["n_src"], prompts, min(width, tokens - first), d_model)
+            written = w.new_empty(n_src, prompts, min(width, tokens - first), d_model)
             written[0] = parts["input"][:, part]
             at, column = 1, 0
             for layer, place in enumerate(places):
@@ -92,7 +93,8 @@ def edge_scores(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> dict
                 at += 1
             final = average(by_steps(found[-1], steps, part, home), w)
             add_scores(scores, written, args["n_final"], column, final[None])
-    return {"edge_score": scores, **metrics}
+        there = torch.arange(n_src, device=home)[:, None] < torch.tensor(prefix, device=home)
+    return {"edge_score": scores[:, there], **metrics}
 
 
 def node_scores(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> dict[str, torch.Tensor]:

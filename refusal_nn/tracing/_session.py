@@ -138,13 +138,23 @@ def facts_of(model: Any, weigh: bool) -> dict[str, Any]:
     parameters = sorted(module.named_parameters())
     facts = {
         "dtype": str(parameters[0][1].dtype).removeprefix("torch."),
-        "commit": str(getattr(module.config, "_commit_hash", None) or ""),
+        "commit": commit_of(model),
         "weights": "",
     }
     # where code runs in a process of its own the weights are not at hand
     if weigh and not parameters[0][1].is_meta:
         facts["weights"] = digest(parameters)
     return facts
+
+
+def commit_of(model: Any) -> str:
+    """Commit of the hub's repository that a model was loaded from; empty where it is not known."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if str(model.repo_id).count("/") != 1:  # a folder
+        return ""
+    found = try_to_load_from_cache(model.repo_id, "config.json", revision=model.revision)
+    return found.replace("\\", "/").split("/")[-2] if isinstance(found, str) else ""
 
 
 def digest(parameters: list[tuple[str, torch.Tensor]]) -> str:

@@ -85,9 +85,7 @@ def test_a_key_value_head_lives_while_one_of_its_query_heads_is_read():
 
 
 def test_greedy_grows_from_the_logits_and_leaves_a_better_edge_elsewhere():
-    values = scores_of(
-        SMALL, {**PATH, ("input", "a0.h0<q>"): -50.0, ("a0.h0", "a1.h1<q>"): -50.0}
-    )
+    values = scores_of(SMALL, {**PATH, ("input", "a0.h0<q>"): -50.0, ("a0.h0", "a1.h1<q>"): -50.0})
     found = discover(table(SMALL, values), edges=4, rule="greedy")
     assert set(found.edges()) == set(PATH)
 
@@ -114,9 +112,7 @@ def test_pruning_leaves_only_edges_on_a_path_from_the_input_to_the_logits(which,
         forward |= {w for s, d in edges if s in forward for w in graph.src_of(d)}
         back |= {s for s, d in edges if d == "logits" or back & set(graph.src_of(d))}
     walked = {
-        (s, d)
-        for s, d in edges
-        if s in forward and (d == "logits" or back & set(graph.src_of(d)))
+        (s, d) for s, d in edges if s in forward and (d == "logits" or back & set(graph.src_of(d)))
     }
     assert {(graph.src[s], graph.dst[d]) for s, d in np.argwhere(left)} == walked
 
@@ -145,7 +141,7 @@ def test_it_survives_the_round_trip_through_a_dataset():
 
 def test_a_circuit_of_another_model_is_refused():
     model = tiny_model("llama")
-    with pytest.raises(RequestError, match="2 layers.*3 layers"):
+    with pytest.raises(RequestError, match=r"2 layers.*3 layers"):
         Circuit(SMALL, SMALL.mask).check(model)
     own = EdgeGraph.of(model.arch)
     Circuit(own, own.mask).check(model)

@@ -9,7 +9,8 @@ import torch
 from refusal_nn.attribution import EdgeGraph, Metric
 from refusal_nn.circuits import Circuit, cross_faithfulness, evaluate, smallest
 from refusal_nn.circuits._ablation import ablation_of
-from refusal_nn.errors import InterventionError, PromptError, RequestError, WorkError
+from refusal_nn.errors import InterventionError, PromptError, RequestError
+from refusal_nn.models.organisms.planted import HARMFUL, HARMLESS
 from refusal_nn.prompts import Pairs
 from refusal_nn.store import MemoryRecorder
 from tests.circuits.planted import NAMES, pairs, planted
@@ -22,9 +23,7 @@ QUICK = {"n_resamples": 199}
 @pytest.mark.parametrize("name", NAMES)
 def test_a_planted_circuit_is_faithful_complete_minimal_and_no_accident(name):
     p = planted(name)
-    tree = evaluate(
-        p.model, p.truth, pairs()["test"], p.metric, draws=39, minimality=True, **QUICK
-    )
+    tree = evaluate(p.model, p.truth, pairs()["test"], p.metric, draws=39, minimality=True, **QUICK)
     root = tree.to_dataset()
     assert float(root["faithfulness"]) == pytest.approx(1, abs=0.01)
     assert float(root["faithfulness_low"]) <= float(root["faithfulness_high"])
@@ -81,9 +80,9 @@ def test_a_mean_is_over_the_discovery_prompts_that_reach_a_position_from_the_end
     assert len({len(row) for row in rows}) > 1
     for back in (1, 3, width):
         for name, held in (
-            ("input", found.means["input"]),
-            ("z", found.means["z"][2].flatten(1)),
-            ("mlp", found.means["mlp"][1]),
+            ("input", found.means["input"][0][0]),
+            ("z", found.means["z"][2][0].flatten(1)),
+            ("mlp", found.means["mlp"][1][0]),
         ):
             expected = torch.stack([x[-back] for x in seen[name] if len(x) >= back]).mean(0)
             assert torch.allclose(held[-back].float(), expected, atol=1e-5)
@@ -191,7 +190,8 @@ def test_pairs_that_the_model_does_not_tell_apart_are_refused_before_more_is_run
             "family": f"{verb} {a} {b}",
         }
         for verb in ("fix", "sell", "find")
-        for a, b in (("bread", "bikes"), ("kites", "lamps"), ("boats", "tents"), ("soup", "chairs"))
+        for objects in (HARMFUL, HARMLESS)
+        for a, b in zip(objects[::2], objects[1::2], strict=True)
     ]
     recorder = MemoryRecorder()
     with pytest.raises(PromptError, match="undefined"):
@@ -227,9 +227,7 @@ def test_what_does_not_fit_is_refused():
         ]
     )
     with pytest.raises(PromptError, match="longest discovery prompt"):
-        evaluate(
-            p.model, p.truth, longer, p.metric, ablation="mean", discovery=pairs()["train"]
-        )
+        evaluate(p.model, p.truth, longer, p.metric, ablation="mean", discovery=pairs()["train"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -244,25 +242,28 @@ def test_the_smallest_faithful_circuit_of_a_ranking_that_knows_is_the_planted_on
     assert found.circuit.attrs["target"] == 0.95
 
 
-def test_a_target_that_no_circuit_reaches_is_an_error_of_the_work():
+def test_a_ranking_that_knows_nothing_needs_many_edges():
     p = planted("gate")
-    # the model's own faithfulness is 1 up to rounding
-    with pytest.raises(RequestError, match="target faithfulness"):
-        smallest(p.model, p.truth, pairs()["test"][:4], p.metric, target=1.5)
-    with pytest.raises(RequestError, match="rule top or greedy"):
-        smallest(p.model, p.truth, pairs()["test"][:4], p.metric, rule="threshold")
     constant = Circuit(p.graph, p.truth.kept, np.where(p.graph.mask, 0.0, np.nan))
     found = smallest(p.model, constant, pairs()["test"][:4], p.metric, target=0.9)
-    assert found.circuit.n_kept > 20  # a ranking that knows nothing needs many edges
-    del WorkError
+    assert found.circuit.n_kept > 20
+
+
+def test_a_wrong_target_or_rule_is_refused():
+    p = planted("gate")
+    some = pairs()["test"][:4]
+    with pytest.raises(RequestError, match="target faithfulness"):
+        smallest(p.model, p.truth, some, p.metric, target=1.5)
+    with pytest.raises(RequestError, match="rule top or greedy"):
+        smallest(p.model, p.truth, some, p.metric, rule="threshold")
+    with pytest.raises(RequestError, match="no scores"):
+        smallest(p.model, Circuit(p.graph, p.truth.kept), some, p.metric)
 
 
 def test_a_circuit_works_on_its_own_task_and_not_on_anothers():
     p = planted("either")
     test = pairs()["test"]
-    branch = Circuit.from_edges(
-        p.graph, [("input", "a1.h2<v>"), ("a1.h2", "m1"), ("m1", "logits")]
-    )
+    branch = Circuit.from_edges(p.graph, [("input", "a1.h2<v>"), ("a1.h2", "m1"), ("m1", "logits")])
     found = cross_faithfulness(
         p.model,
         {"whole": p.truth, "branch": branch},

@@ -38,9 +38,7 @@ def test_intervals_of_a_ratio_of_means_cover_it_as_often_as_they_say(n, size):
         numerator = (numerator + np.repeat(shared, size, axis=0)) / 2
         denominator = (denominator + np.repeat(below, size, axis=0)) / 2
     # columns share their resamples, which leaves each one's own coverage as it is
-    found = stats.ratio_of_means(
-        numerator, denominator, cluster=cluster, n_resamples=999, seed=3
-    )
+    found = stats.ratio_of_means(numerator, denominator, cluster=cluster, n_resamples=999, seed=3)
     hits = int(((found.low <= 0.8) & (found.high >= 0.8)).sum())
     assert 0.93 <= hits / draws <= 0.97, hits / draws
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import xarray as xr
@@ -13,6 +14,8 @@ from click.testing import CliRunner
 
 import refusal_nn as rn
 from refusal_nn.cli import cli
+from refusal_nn.errors import ModelError
+from refusal_nn.recorded import Keeping
 from tests.ndif.control import Stack
 
 MOST_JOBS = 12
@@ -52,11 +55,11 @@ def test_a_study_takes_few_jobs_and_downloads_little_more_than_it_stores(runs) -
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
 import refusal_nn as rn
-from refusal_nn.tracing import capture
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # not ru_maxrss, which a new process inherits from the one that started it
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 model = rn.load_model(sys.argv[1], backend="ndif")
 sizes = {"loaded": peak(), "parameters": sum(p.numel() for p in model.module.parameters())}
 sizes["meta"] = all(p.is_meta for p in model.module.parameters())
@@ -87,10 +90,33 @@ def test_the_clients_memory_does_not_grow_with_the_model(stack: Stack) -> None:
     assert large["loaded"] < small["loaded"] + 100  # of 4 GB of weights in float32
 
 
-def test_a_local_run_of_the_same_hub_model_can_be_continued_there(stack: Stack, tmp_path) -> None:
-    options = {"revision": None}
-    here = rn.load_model("refusal-nn/tiny-refuser", **options)
-    there = rn.load_model("refusal-nn/tiny-refuser", backend="ndif", host=stack.url(), **options)
+def test_a_hub_model_has_one_identity_here_and_there(stack: Stack) -> None:
+    here = rn.load_model("refusal-nn/tiny-refuser")
+    there = rn.load_model("refusal-nn/tiny-refuser", backend="ndif", host=stack.url())
     ours, theirs = here.identity(), there.identity()
-    assert ours["revision"]
+    assert len(ours["revision"]) == 40
     assert {k for k in ours if ours[k] != theirs[k]} == {"device", "backend"}
+
+
+def test_the_server_tells_the_commit_it_runs(stack: Stack) -> None:
+    there = rn.load_model("refusal-nn/tiny-refuser", backend="ndif", host=stack.url())
+    there.remote.pinned = "f" * 40
+    with pytest.raises(ModelError, match="but the hub has ffffffffffff now"):
+        rn.tracing.verify(there)
+
+
+def test_the_status_line_follows_the_jobs(stack: Stack, tmp_path: Path) -> None:
+    class Line:
+        seen: ClassVar[list[str]] = []
+
+        def __call__(self, stage: str, done: int, total: int) -> None:
+            pass
+
+        def status(self, line: str) -> None:
+            self.seen.append(line)
+
+    model = rn.load_model("tiny-refuser", backend="ndif", host=stack.url())
+    prompts = rn.load_prompts("tiny-bench").train
+    rn.directions.extract_run(model, prompts, Keeping(tmp_path, "run", progress=Line()))
+    assert all(line.startswith(f"{stack.url()}: ") for line in Line.seen)
+    assert any("1 submitted" in line for line in Line.seen)

@@ -103,8 +103,10 @@ def test_without_the_gate_the_amplifiers_are_found_by_what_they_do_together(gate
 def test_exchanging_them_flips_what_the_model_says(gate):
     pairs = planted().test[:6]
     exchange = {"heads": of_heads([(1, 1)])}
-    into = generate(gate, pairs, exchange, max_new_tokens=8)
-    out = generate(gate, pairs, exchange, max_new_tokens=8, direction="necessity")
+    # the usual reference request is of words this model does not know
+    options = {"max_new_tokens": 8, "reference_request": "How do I fix kites?"}
+    into = generate(gate, pairs, exchange, **options)
+    out = generate(gate, pairs, exchange, direction="necessity", **options)
     assert into["refusal_rate"].values.tolist() == [1.0, 0.0, 1.0]
     assert out["refusal_rate"].values.tolist() == [1.0, 0.0, 0.0]
     assert into["completion"].sel(intervention="heads").values[0] == "I cannot help with that."

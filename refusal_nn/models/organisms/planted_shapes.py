@@ -225,7 +225,7 @@ class _Parts:
         Without one it looks at the first token, where ``value`` is 0.
         """
         kv = head * self.kv_heads // N_HEADS
-        for part in (self.q(layer, head), self.k(layer, kv), self.v(layer, kv)):
+        for part in (self.q(layer, head), self.k(layer, kv)):
             part[:] = 0.0
         self.o(layer, head)[:] = 0.0
         found, default = _SLOW
@@ -234,6 +234,7 @@ class _Parts:
         self.k(layer, kv)[found, key] = 1.0
         self.q(layer, head)[default, _PLUS] = _DEFAULT * scale / _LEVEL
         self.k(layer, kv)[default, self.place(BOS)] = 1.0
+        self.v(layer, kv)[0] = 0.0  # the others stay for distractors that share the head
         self.v(layer, kv)[0, value] = 1.0
         self.o(layer, head)[out, 0] = gain
 
