@@ -51,7 +51,7 @@ def export_command(
     stores: Path,
     as_json: bool,
 ) -> None:
-    r"""Write the circuit of run CIRCUIT for another program.
+    """Write the circuit of run CIRCUIT for another program.
 
     \b
     Example usage:
@@ -104,7 +104,7 @@ def show_command(
     stores: Path,
     as_json: bool,
 ) -> None:
-    r"""Show the circuit of run CIRCUIT: its size, its strongest edges and, on request, a drawing.
+    """Show the circuit of run CIRCUIT: its size, its strongest edges and, on request, a drawing.
 
     A score is the change of the metric when the edge is corrupted.
 

@@ -103,7 +103,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Attribute refusal to the edges or nodes between a model's parts, pair by pair.
+    """Attribute refusal to the edges or nodes between a model's parts, pair by pair.
 
     \b
     Example usage:

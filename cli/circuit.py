@@ -122,7 +122,7 @@ def discover_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Keep the best edges of run SCORES, made by `attribute`; dead ends are pruned.
+    """Keep the best edges of run SCORES, made by `attribute`; dead ends are pruned.
 
     \b
     Example usage:
@@ -204,7 +204,7 @@ def evaluate_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Test the circuit of run CIRCUIT on held-out pairs, with everything outside it ablated.
+    """Test the circuit of run CIRCUIT on held-out pairs, with everything outside it ablated.
 
     \b
     Example usage:
@@ -260,7 +260,7 @@ def compare_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Compare the circuits of several runs: shared edges and nodes, shared ranking.
+    """Compare the circuits of several runs: shared edges and nodes, shared ranking.
 
     \b
     Example usage:

@@ -103,7 +103,7 @@ def extract_command(
     resume: bool,
     **options: Any,
 ) -> None:
-    r"""Extract candidate directions: one for each layer and end-of-instruction position.
+    """Extract candidate directions: one for each layer and end-of-instruction position.
 
     \b
     Example usage:
@@ -150,7 +150,7 @@ def score_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Score the candidates of run CANDIDATES: bypass, induce and KL on selection prompts.
+    """Score the candidates of run CANDIDATES: bypass, induce and KL on selection prompts.
 
     A candidate that one criterion rules out is not measured on the others.
 
@@ -186,7 +186,7 @@ def select_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Select a direction from run SCORES by the published rule; exit 1 if none is admissible.
+    """Select a direction from run SCORES by the published rule; exit 1 if none is admissible.
 
     Among candidates before layer int(0.8 L) with KL at most 0.1 and induce at least 0, the one with
     the smallest bypass score wins. Candidates that cannot be told from it are named.
@@ -250,7 +250,7 @@ def evaluate_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Test the direction of run SELECTED: baseline, ablation, addition and random directions.
+    """Test the direction of run SELECTED: baseline, ablation, addition and random directions.
 
     \b
     Example usage:

@@ -33,7 +33,7 @@ def models_list(as_json: bool) -> None:
 @config_option
 @json_option
 def models_show(model: str, as_json: bool, **loading: Any) -> None:
-    r"""Load MODEL and show its shape, architecture map and chat template's end.
+    """Load MODEL and show its shape, architecture map and chat template's end.
 
     MODEL is an embedded name, a folder or a hub id. With --backend ndif also how the server has it.
 

@@ -108,7 +108,7 @@ def positions_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Patch every site, block and token position, and measure what each recovers.
+    """Patch every site, block and token position, and measure what each recovers.
 
     \b
     Example usage:
@@ -215,7 +215,7 @@ def heads_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Find the heads that decide to refuse: on train pairs, confirmed on test pairs.
+    """Find the heads that decide to refuse: on train pairs, confirmed on test pairs.
 
     Every head is exchanged on its own, both ways, and sets of heads are grown by what they do
     together; val pairs end the growth. Gates are told from the amplifiers that fall with them.

@@ -99,7 +99,7 @@ def prompts_list(as_json: bool) -> None:
 @seed_option
 @json_option
 def prompts_show(prompts: str, limit: int | None, seed: int, as_json: bool, **labels: Any) -> None:
-    r"""Show the prompts of PROMPTS with their labels.
+    """Show the prompts of PROMPTS with their labels.
 
     PROMPTS is a name or a file.
 
@@ -180,7 +180,7 @@ def prompts_stats(prompts: str, as_json: bool, **reading: Any) -> None:
 @config_option
 @json_option
 def prompts_build(source: str, out: Path, overwrite: bool, as_json: bool, **reading: Any) -> None:
-    r"""Write SOURCE to OUT (.jsonl) with every label spelled out and splits drawn.
+    """Write SOURCE to OUT (.jsonl) with every label spelled out and splits drawn.
 
     SOURCE is a name, a CSV, TSV, JSON or JSONL file, a folder, hub:OWNER/NAME, or several of these
     joined by +.

@@ -45,7 +45,7 @@ def command(
     stores: Path,
     as_json: bool,
 ) -> None:
-    r"""Write a page about RUN..., each a name in the stores folder or a path.
+    """Write a page about RUN..., each a name in the stores folder or a path.
 
     HTML is one self-contained file; Markdown has its figures in a folder beside it.
 

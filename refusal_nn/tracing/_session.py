@@ -62,6 +62,11 @@ def run_request(
     shared: list[dict[str, torch.Tensor]],
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What a request returns and what it holds."""
+    if request["plan"]["gradient"] and next(model._module.parameters()).is_meta:
+        raise RuntimeError(
+            "this server runs the code of your key apart from the weights, where there are no "
+            "gradients; ask its operator for a trusted key"
+        )
     plan = bind(request["plan"], own, shared)
     inputs, options = request["inputs"], request["options"]
     if request["generate"]:

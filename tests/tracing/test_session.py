@@ -11,6 +11,7 @@ import torch
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnsight.modeling.transformers import TransformersModel
 
 import refusal_nn as rn
 from refusal_nn.errors import BackendError, ModelError, PreflightError, UnavailableError
@@ -21,7 +22,7 @@ from refusal_nn.tracing._dryrun import _worker
 from refusal_nn.tracing._ndif_errors import failure_of
 from refusal_nn.tracing._ndif_job import Job, Passes, _compact, decompress
 from refusal_nn.tracing._ndif_size import size_of
-from refusal_nn.tracing._session import pack, unpack
+from refusal_nn.tracing._session import pack, run_request, unpack
 
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23]]
 SERVICE = Service("http://server", "a-secret-key")
@@ -140,6 +141,15 @@ def test_a_server_with_another_model_than_meant_is_refused(model, facts, said: s
     twin.remote = Link(SERVICE, "key", "org/model", pinned="a" * 40)
     with pytest.raises(ModelError, match=said):
         Passes(twin, lambda i: []).answers(Job(()), answered(model, **facts))
+
+
+def test_gradients_are_refused_where_the_weights_are_elsewhere(model) -> None:
+    apart = TransformersModel(model.source, task="text-generation", tokenizer=model.tokenizer)
+    batch = pad(ROWS, model.pad_token)
+    request = forward_request(model, batch, [Capture("x", "logits", live=True)], gradient=True)
+    job = {"inputs": request.inputs, "plan": request.plan, "options": {}, "generate": False}
+    with pytest.raises(RuntimeError, match="trusted key"):
+        run_request(apart, job, [], [])
 
 
 def test_a_result_cannot_make_the_client_run_code(model) -> None:
