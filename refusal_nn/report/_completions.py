@@ -115,7 +115,7 @@ def _sample(data: xr.Dataset, row: int, conditions: list[str]) -> Sample:
         answers.append(
             Answer(
                 condition.replace("_", " "),
-                _cut(str(here["completion"].values)),
+                cut(str(here["completion"].values)),
                 verdict(bool(here["refused"]), bool(here["coherent"])),
             )
         )
@@ -123,7 +123,8 @@ def _sample(data: xr.Dataset, row: int, conditions: list[str]) -> Sample:
     return Sample(prompt, STYLE_NAMES.get(style, style), str(at["category"].values), answers)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A completion as it is shown: a long one shortened, an empty one named."""
     if not text.strip():
         return "(empty)"
     return (

@@ -7,6 +7,7 @@ import xarray as xr
 
 from refusal_nn import plots
 from refusal_nn.plots._patching import INTERCHANGE_NAMES, SITE_NAMES
+from refusal_nn.report import _patched_runs
 from refusal_nn.report._format import interval, listed, minus, nats, p_value, percent, plural
 from refusal_nn.report._page import Block, Paragraph, Picture, Table
 from refusal_nn.report._sources import Source, labels
@@ -66,6 +67,7 @@ def positions(source: Source) -> list[Block]:
             f"{places}, so its interval is too narrow.",
             numeric=(1, 2, 3),
         ),
+        *_patched_runs.said(source),
     ]
 
 
@@ -106,7 +108,7 @@ def heads(source: Source) -> list[Block]:
         ]
     blocks.append(_head_table(source, found))
     blocks.append(_joint(source))
-    return blocks + _cascade(source)
+    return blocks + _cascade(source) + _patched_runs.said(source)
 
 
 def refusal_heads(data: xr.Dataset) -> list[tuple[int, int]]:
@@ -198,7 +200,8 @@ def _joint(source: Source) -> Table:
     for into in labels(data, "interchange"):
         at = data.sel(interchange=into)
         ends = (float(at[f"joint_recovery{end}"]) for end in ("", "_low", "_high"))
-        controls = at["control_recovery"].values
+        # a model with few other heads has no random sets of as many
+        controls = at["control_recovery"].values if "control_recovery" in at else np.array([])
         controls = controls[np.isfinite(controls)]
         spread = "–"
         if controls.size:
@@ -291,7 +294,9 @@ def answer(positions_run: Source | None, heads_run: Source | None) -> list[str]:
             for into in labels(data, "interchange"):
                 at = data.sel(interchange=into)
                 ends = (float(at[f"joint_recovery{end}"]) for end in ("", "_low", "_high"))
-                parts.append(f"{interval(*ends)} ({into}, p = {p_value(float(at['control_p']))})")
+                p = float(at["control_p"])
+                chance = f", p = {p_value(p)}" if np.isfinite(p) else ""
+                parts.append(f"{interval(*ends)} ({into}{chance})")
             out.append(
                 f"{plural(len(found), 'refusal head')} ({names}): exchanged together they move "
                 f"{listed(parts)} of the difference."

@@ -65,10 +65,13 @@ def test_edge_scores_equal_those_of_the_split_graph(family, method):
 
 
 @pytest.mark.parametrize(
-    ("edge", "node"),
-    [("eap", "atp"), ("eap-ig", "eap-ig"), ("clean-corrupted", "clean-corrupted")],
+    ("family", "edge", "node"),
+    [
+        *((family, "eap-ig", "eap-ig") for family in FAMILIES),
+        *((family, "eap", "atp") for family in CORE),
+        *((family, "clean-corrupted", "clean-corrupted") for family in CORE),
+    ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_node_score_is_the_sum_of_the_edges_that_leave_it(family, edge, node):
     model = tiny_model(family, torch.float64)
     pairs = made_pairs(2, WORDS.get(family, (4, 6)))

@@ -10,7 +10,6 @@ import torch
 import transformers
 
 from refusal_nn.attribution import EdgeGraph, Metric, attribute
-from refusal_nn.store import MemoryRecorder
 from tests.attribution._made import DIFFERENCE, LOG_ODDS, log_odds, made_pairs
 from tests.attribution._split import SplitGraph, exact_scores
 from tests.families import D_MODEL, plain_module, tiny_model, tiny_module, wrap
@@ -64,24 +63,6 @@ def test_exact_scores_do_not_depend_on_batch_size_or_on_the_other_pairs(level):
     np.testing.assert_allclose(part[name], whole[name], rtol=1e-6, atol=1e-9)
     alone = attribute(model, pairs[2:], LOG_ODDS, method="exact", level=level)
     np.testing.assert_allclose(alone[name].values[0], whole[name].values[2], rtol=1e-6, atol=1e-9)
-
-
-class Stopping(MemoryRecorder):
-    """Counts the batches a stage computes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.computed: list[str] = []
-        self.progress = lambda stage, done, total: self.computed.append(f"{stage} {done}/{total}")
-
-
-def test_exact_edges_are_kept_by_pairs_and_block_so_that_a_run_can_go_on():
-    recorder = Stopping()
-    model = tiny_model("llama")
-    pairs = made_pairs(3)
-    attribute(model, pairs, LOG_ODDS, method="exact", batch_size=16, recorder=recorder)
-    # two pairs a pass; three blocks and the logits
-    assert recorder.computed[-1] == f"edge_scores {2 * 4}/{2 * 4}"
 
 
 @cache

@@ -128,7 +128,36 @@ def refusal_heads() -> xr.DataTree:
         {"cascade": (("src", "dst"), [[np.nan, 0.88], [np.nan, np.nan]])},
         coords={"src": names, "dst": names},
     )
-    return xr.DataTree.from_dict({"/": root, "cascade": cascade})
+    said = {f"completions_{into}": completions(into) for into in INTERCHANGES}
+    return xr.DataTree.from_dict({"/": root, "cascade": cascade, **said})
+
+
+def completions(interchange: str, *, n: int = 6) -> xr.Dataset:
+    """What patched generation returns: harmless prompts refuse with the heads of harmful ones."""
+    names = ["harmful", "harmless", "refusal heads"]
+    refused = np.array([[True] * n, [False] * n, [interchange == "sufficiency"] * n])
+    refused[2, 0] = not refused[2, 0]
+    rate = refused.mean(1)
+    place = ("intervention", "prompt")
+    text = np.where(refused, "I cannot help with that.", "Sure, here is how.").astype(object)
+    return xr.Dataset(
+        {
+            "completion": (place, text),
+            "refused": (place, refused),
+            "coherent": (place, np.ones_like(refused)),
+            "clean_text": ("prompt", np.array([f"harmful {i}" for i in range(n)], dtype=object)),
+            "corrupted_text": (
+                "prompt",
+                np.array([f"harmless {i}" for i in range(n)], dtype=object),
+            ),
+            "refusal_rate": ("intervention", rate),
+            "refusal_rate_low": ("intervention", np.maximum(rate - 0.1, 0)),
+            "refusal_rate_high": ("intervention", np.minimum(rate + 0.1, 1)),
+            "coherent_rate": ("intervention", np.ones(3)),
+        },
+        coords={"intervention": np.array(names, dtype=object), **pair_coords(n, "test")},
+        attrs={"interchange": interchange, "confidence": 0.95},
+    )
 
 
 def edges(*, graph: EdgeGraph = GRAPH, n: int = 12, seed: int = 0) -> xr.Dataset:

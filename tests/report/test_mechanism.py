@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from refusal_nn import report
-from refusal_nn.report._page import Page, Paragraph, Picture, Table
+from refusal_nn.report._page import Page, Paragraph, Picture, Samples, Table
 from tests.plots import mechanism
 from tests.report import synthetic
 from tests.report.test_report import ATTACK, parsed
@@ -117,7 +117,7 @@ def test_the_best_place_of_each_site_is_the_largest_mean(page: Page) -> None:
 
 
 def test_refusal_heads_are_listed_with_their_roles_and_what_they_do_together(page: Page) -> None:
-    found, joint, cascade = _tables(page, "Refusal heads")
+    found, joint, cascade, _ = _tables(page, "Refusal heads")
     assert [row[:3] for row in found.rows] == [
         ["a1.h2", "gate", "single"],
         ["a2.h0", "amplifier", "single"],
@@ -129,6 +129,33 @@ def test_refusal_heads_are_listed_with_their_roles_and_what_they_do_together(pag
     assert joint.rows[0][1] == "91 % [86, 95]"
     assert joint.rows[0][2:] == ["2 % (5 %)", "0.250", "3"]
     assert cascade.rows == [["a1.h2", "", "88"]]
+
+
+def test_what_patched_models_say_is_counted_and_shown(page: Page) -> None:
+    said = _tables(page, "Refusal heads")[-1]
+    assert [row[:3] for row in said.rows] == [
+        ["harmful prompts as they are", "", "100 % [90, 100]"],
+        ["harmless prompts as they are", "", "0 % [0, 10]"],
+        ["Sufficiency: into harmless prompts", "refusal heads", "83.3 % [73.3, 93.3]"],
+        ["Necessity: into harmful prompts", "refusal heads", "16.7 % [6.7, 26.7]"],
+    ]
+    (samples,) = (b.samples for s in page.sections for b in s.blocks if isinstance(b, Samples))
+    shown = [(s.prompt, [a.verdict for a in s.answers]) for s in samples]
+    assert shown == [
+        ("harmless 0", ["complied", "complied"]),
+        ("harmless 5", ["complied", "refused"]),
+        ("harmful 0", ["refused", "refused"]),
+        ("harmful 5", ["refused", "complied"]),
+    ]
+
+
+def test_no_random_sets_of_heads_leave_dashes() -> None:
+    run = mechanism.refusal_heads()
+    run = xr.DataTree(run.to_dataset().drop_vars(["control_recovery", "draw"], errors="ignore"))
+    run["control_p"][:] = np.nan
+    joint = _tables(report.build([run]), "Refusal heads")[1]
+    assert joint.rows[0][2:] == ["–", "–", "0"]
+    assert "p =" not in _text(report.build([run]), "Summary")
 
 
 def test_without_a_search_the_heads_that_pass_the_test_are_listed() -> None:

@@ -1,0 +1,79 @@
+"""What patched models say: how often they refuse, and a few completions."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from refusal_nn.plots._patching import INTERCHANGE_NAMES
+from refusal_nn.report._completions import cut, verdict
+from refusal_nn.report._format import interval, percent
+from refusal_nn.report._page import Answer, Block, Sample, Samples, Table
+from refusal_nn.report._sources import Source, labels
+
+RUNS = {"sufficiency": ("harmless", "corrupted_text"), "necessity": ("harmful", "clean_text")}
+"""Which prompt of a pair is run, and the variable that holds it."""
+
+SHOWN = 2
+
+
+def said(source: Source) -> list[Block]:
+    """Refusal of patched runs beside both prompts as they are, with sample completions."""
+    found = {
+        str(group.attrs.get("interchange", "")): group
+        for name, group in sorted(source.groups.items(), reverse=True)
+        if name.startswith("completions") and "refusal_rate" in group
+    }
+    if not found:
+        return []
+    rows = []
+    for into, group in found.items():
+        for name in labels(group, "intervention"):
+            at = group.sel(intervention=name)
+            ends = (float(at[f"refusal_rate{end}"]) for end in ("", "_low", "_high"))
+            plain = name in ("harmful", "harmless")
+            if plain and into != next(iter(found)):
+                continue
+            rows.append(
+                [
+                    f"{name} prompts as they are" if plain else INTERCHANGE_NAMES.get(into, into),
+                    "" if plain else name,
+                    interval(*ends),
+                    percent(float(at["coherent_rate"])),
+                ]
+            )
+    n = next(iter(found.values())).sizes["prompt"]
+    table = Table(
+        ["", "exchanged", "refused", "coherent"],
+        rows,
+        caption=f"What the model says: share of {n:,} completions that refuse and are coherent.",
+        numeric=(2, 3),
+    )
+    samples = [sample for into, group in found.items() for sample in _samples(into, group)]
+    return [table, Samples(samples)] if samples else [table]
+
+
+def _samples(into: str, group: xr.Dataset) -> list[Sample]:
+    if into not in RUNS or RUNS[into][1] not in group:
+        return []
+    plain, text = RUNS[into]
+    patched = [
+        name for name in labels(group, "intervention") if name not in ("harmful", "harmless")
+    ]
+    n = group.sizes["prompt"]
+    out = []
+    for row in np.unique(np.linspace(0, n - 1, min(SHOWN, n)).round().astype(int)):
+        here = group.isel(prompt=int(row))
+        answers = [
+            Answer(
+                "as it is" if name == plain else f"with {name} exchanged",
+                cut(str(here["completion"].sel(intervention=name).item())),
+                verdict(
+                    bool(here["refused"].sel(intervention=name)),
+                    bool(here["coherent"].sel(intervention=name)),
+                ),
+            )
+            for name in (plain, *patched)
+        ]
+        out.append(Sample(str(here[text].item()), plain, str(here["category"].item()), answers))
+    return out
