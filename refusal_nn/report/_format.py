@@ -46,10 +46,10 @@ def nats(value: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value to two significant digits: ``0.010``; a dash where there is none."""
-    return (
-        "–" if not math.isfinite(p) else f"{p:.3f}" if p >= 0.001 else f"{p:.1e}".replace("-", "−")
-    )
+    """A p-value: ``0.010``, ``0.0001``; a dash where there is none."""
+    if not math.isfinite(p):
+        return "–"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.4f}" if p >= 0.0001 else f"{p:.1e}".replace("-", "−")
 
 
 def minus(number: int) -> str:

@@ -46,7 +46,8 @@ def said(source: Source) -> list[Block]:
     table = Table(
         ["", "exchanged", "refused", "coherent"],
         rows,
-        caption=f"What the model says: share of {n:,} completions that refuse and are coherent.",
+        caption=f"What the model says: share of {n:,} completions that refuse and are coherent; below, "
+        "some of them by what was exchanged.",
         numeric=(2, 3),
     )
     samples = [sample for into, group in found.items() for sample in _samples(into, group)]
@@ -66,7 +67,7 @@ def _samples(into: str, group: xr.Dataset) -> list[Sample]:
         here = group.isel(prompt=int(row))
         answers = [
             Answer(
-                "as it is" if name == plain else f"with {name} exchanged",
+                "as it is" if name == plain else name,
                 cut(str(here["completion"].sel(intervention=name).item())),
                 verdict(
                     bool(here["refused"].sel(intervention=name)),
