@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    import refusal_nn.attribution as attribution
+    import refusal_nn.circuits as circuits
     import refusal_nn.directions as directions
     import refusal_nn.errors as errors
     import refusal_nn.interventions as interventions
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = (
+    "attribution",
+    "circuits",
     "directions",
     "errors",
     "interventions",
@@ -86,6 +90,8 @@ __all__ = [
     "Prompts",
     "ZeroAblation",
     "__version__",
+    "attribution",
+    "circuits",
     "directions",
     "errors",
     "evaluate",

@@ -195,7 +195,14 @@ def record(
             # prompts found unusable by measuring them stay so: what was measured serves no other run
             recorder.abandon(with_batches=isinstance(error, PromptError))
             raise
-        return Run(recorder.path, recorder.commit(groups, attrs, keep=keep), reused=False)
+        # a result says what it was made from, so that it can be saved alone; a run says it itself
+        own = {*identity, "prompts_hash"}
+        root = groups["/"].copy()
+        root.attrs = {k: v for k, v in root.attrs.items() if k not in own}
+        attrs = {k: v for k, v in attrs.items() if k not in own}
+        return Run(
+            recorder.path, recorder.commit({**groups, "/": root}, attrs, keep=keep), reused=False
+        )
 
 
 @contextmanager

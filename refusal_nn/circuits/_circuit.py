@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 IDENTITY = ("model", "weights_hash")
 """Attrs that say which model a circuit is of, where it was found by running one."""
 
+PROVENANCE = (
+    *IDENTITY,
+    *("revision", "tokenizer_hash", "template_hash", "dtype", "device", "backend"),
+    *("prompts", "prompts_hash"),
+)
+"""Attrs that say on which model and pairs a circuit was found."""
+
 
 @dataclass(frozen=True, eq=False)
 class Circuit:

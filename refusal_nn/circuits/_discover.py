@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.attribution import EdgeGraph
-from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.circuits._circuit import PROVENANCE, Circuit
 from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def discover(
 
 def _told(name: str) -> bool:
     """Attrs of scores that say what a circuit is of and how its edges were scored."""
-    own = ("model", "weights_hash", "d_model", "method", "steps")
-    return name in own or name.startswith("metric")
+    own = ("d_model", "method", "steps")
+    return name in own or name in PROVENANCE or name.startswith("metric")
 
 
 def choose(

@@ -191,9 +191,10 @@ def evaluate(
     if minimality:
         groups["minimality"] = _minimality(bench, circuit, table[2], whole, nothing, options)
     root.attrs = {
-        **{k: v for k, v in circuit.attrs.items() if k not in ("model", "weights_hash")},
+        **circuit.attrs,
         **metric.to_attrs(),
         **model.identity(),
+        **pairs.to_dataset().attrs,
         "ablation": ablation,
         "interval": found.method,
         "n_kept": circuit.n_kept,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.circuits._circuit import PROVENANCE, Circuit
 from refusal_nn.circuits._discover import choose, prompt_scores, supporting
 from refusal_nn.errors import RequestError
 
@@ -87,6 +87,7 @@ def stability(
         },
         coords={"src": graph.src, "dst": graph.dst, "draw": np.arange(n_resamples)},
         attrs={
+            **{k: v for k, v in circuit.attrs.items() if k in PROVENANCE},
             **graph.to_attrs(),
             "n_resamples": n_resamples,
             "seed": seed,

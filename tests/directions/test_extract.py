@@ -140,7 +140,8 @@ def test_refusal_tokens_are_texts_or_ids(model: Model) -> None:
 
 
 def test_a_digit_that_is_no_number_is_a_text(model: Model) -> None:
-    assert parse_tokens(model, "²") == [model.tokenizer.unk_token_id]
+    with pytest.raises(RequestError, match="'²' is not in the vocabulary"):
+        parse_tokens(model, "²")
 
 
 @pytest.mark.parametrize("positions", [[-99], [0], [], [-1, -1], [-1.5], "-1"], ids=str)

@@ -100,6 +100,14 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def state(pid: int) -> str:
+    """The state of a process, one letter (``Z``: ended and not waited for); empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def start_time(pid: int) -> int | None:
     """Clock ticks from boot to the start of a process: with the id, it names one process for ever."""
     try:

@@ -29,7 +29,8 @@ def test_descendants_are_children_and_their_children() -> None:
 
 def test_a_zombie_is_no_longer_running() -> None:
     with subprocess.Popen(["true"]) as child:
-        while processes.command_line(child.pid):
+        # its memory, and so its command line, goes a moment before its state is that of a zombie
+        while processes.state(child.pid) != "Z":
             time.sleep(0.01)
         assert child.pid not in processes.descendants(os.getpid())
         assert child.pid in processes.descendants(os.getpid(), zombies=True)
