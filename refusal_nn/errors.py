@@ -48,7 +48,7 @@ class UnavailableError(BackendError):
     """A server cannot be reached or is not ready; the same call may succeed later."""
 
 
-class Detached(RefusalNNError):
+class Detached(RefusalNNError):  # noqa: N818 - not an error
     """Jobs are submitted and nobody waits for them: not a failure (exit code 0).
 
     Attributes

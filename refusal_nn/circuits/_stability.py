@@ -43,7 +43,7 @@ def stability(
         ``inclusion`` ``(src, dst)``: share of resamples that keep an edge, NaN where there is none.
         ``jaccard``: mean overlap of two resamples' circuits; ``jaccard_low`` and ``_high``: its 2.5
         and 97.5 % quantiles over pairs of resamples, a spread and not an interval of the mean. A
-        circuit is called stable above .8 [1]_. ``edges_kept`` ``(draw)``.
+        circuit is called stable above .8 (Meloux et al.). ``edges_kept`` ``(draw)``.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def stability(
 
     References
     ----------
-    .. [1] Meloux et al. 2025, arXiv:2510.00845.
+    Meloux et al. 2025, arXiv:2510.00845.
     """
     graph, table = prompt_scores(scores)
     if n_resamples < 2:
