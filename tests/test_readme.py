@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 import xarray as xr
 
 import refusal_nn
 from refusal_nn import store
+from refusal_nn.cli import cli
 
 ROOT = Path(refusal_nn.__file__).parents[1]
 
@@ -56,3 +59,23 @@ def test_the_python_example_runs_and_shows_the_effect(
         refused = run["refused"].where(run["harm"] == "harmful").mean("prompt")
     assert float(refused.sel(intervention="baseline")) > 0.9
     assert float(refused.sel(intervention="ablation")) < 0.1
+
+
+def command_lines() -> list[str]:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    blocks = re.findall(r"```sh\n(.+?)```", text, re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("refusal-nn ") and "..." not in line]
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_every_printed_command_is_one_that_the_command_line_takes(line: str) -> None:
+    command: click.Command = cli
+    words = shlex.split(line)[1:]
+    context = click.Context(cli, info_name="refusal-nn")
+    while isinstance(command, click.Group):
+        found = command.get_command(context, words[0])
+        assert found is not None, words[0]
+        command, words = found, words[1:]
+    command.make_context("refusal-nn", list(words), parent=context)
