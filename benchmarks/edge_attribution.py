@@ -49,13 +49,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise AssertionError(f"pairs have {clean.shape[1]} tokens, not {TOKENS}")
     metric = Metric.refusal_log_odds(REFUSAL)
 
+    # of a random model any pairs will do
+    options: dict[str, Any] = {"check": False, "batch_size": ROWS}
+
     def ours() -> xr.Dataset:
-        return attribute(model, pairs, metric, method="eap-ig", steps=STEPS, batch_size=ROWS)
+        return attribute(model, pairs, metric, method="eap-ig", steps=STEPS, **options)
 
     def floor() -> torch.Tensor:
         return _reference.integrated_gradients(model.module, clean, corrupted, REFUSAL, STEPS)
 
-    attribute(model, pairs[:1], metric, method="eap-ig", steps=1, batch_size=1)  # imports, checks
+    attribute(model, pairs[:1], metric, method="eap-ig", steps=1, check=False)  # imports, checks
     with Peak() as peak:
         scores = ours()
     along_input = scores["edge_score"].sel(src="input").sum("dst").values

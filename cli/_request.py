@@ -19,12 +19,25 @@ ARGV = "refusal_nn.argv"
 def request() -> dict[str, Any]:
     """The running command as ``runs resume`` needs it: for a partial run, removed at commit.
 
+    Raises
+    ------
+    RequestError
+        If the server's address is not one.
+
     Returns
     -------
     dict
-        ``argv``, the arguments after the program's name, and ``cwd``, where they were typed.
+        ``argv``, the arguments after the program's name, ``cwd``, where they were typed, and of a
+        command with ``--backend ndif`` ``host``, the server meant: the environment that named it may
+        name another one, which must not be given the key, when the run is continued.
     """
-    return {"argv": list(click.get_current_context().meta[ARGV]), "cwd": str(Path.cwd())}
+    context = click.get_current_context()
+    found = {"argv": list(context.meta[ARGV]), "cwd": str(Path.cwd())}
+    if context.params.get("backend") == "ndif":
+        from refusal_nn.models import Service
+
+        found["host"] = Service.connect(context.params.get("host")).host
+    return found
 
 
 def command_line() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def command() -> None:
     "--threshold",
     type=float,
     metavar="T",
-    help="Keep edges that score at least T. [rule threshold]",
+    help="Keep edges that score at least T: rule threshold.",
 )
 @click.option(
     "--faithfulness",
@@ -79,6 +80,14 @@ def command() -> None:
     type=click.FloatRange(0, 1, min_open=True),
     metavar="F",
     help="Keep as few edges as reach this faithfulness on --pairs.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.95,
+    show_default=True,
+    metavar="C",
+    help="Of the interval whose lower end must reach --faithfulness; 0: the estimate must.",
 )
 @click.option("--pairs", metavar="PAIRS", help="Pairs to choose the size on. [--faithfulness]")
 @click.option(
@@ -116,6 +125,7 @@ def discover_command(
     model: str | None,
     pairs: str | None,
     split: str,
+    rule: str,
     stores: Path,
     name: str | None,
     resume: bool,
@@ -134,11 +144,18 @@ def discover_command(
 
     if (pairs is None) != (options["target"] is None):
         raise click.UsageError("--faithfulness and --pairs go together; give both or neither.")
+    measured = pairs is not None
+    if not measured:
+        _refuse("--faithfulness", "split", "ablation", "batch_size", "confidence")
+        options |= {"ablation": None, "batch_size": None, "confidence": None}
+    if options["threshold"] is not None and not _typed("rule"):
+        rule = "threshold"
     source = open_input(stores, scores, "attribute-edges")
     loading = take_loading(options)
     chosen = None if pairs is None else pairs_of_split(pairs, split)
+    used = model_of(source, model, loading) if measured or model is not None else None
     with keeping(stores, name, resume) as where:
-        run = discover_run(model_of(source, model, loading), source, where, pairs=chosen, **options)
+        run = discover_run(used, source, where, pairs=chosen, rule=rule, **options)
     found = circuit_of(run)
     attrs = run.tree.attrs
     size = {"requested": int(attrs["requested"]), "kept": found.n_kept, "total": found.n_total}
@@ -153,12 +170,16 @@ def discover_command(
                 "edges": size,
                 "nodes": len(found.nodes),
                 "faithfulness": attrs.get("faithfulness"),
+                "faithfulness_low": attrs.get("faithfulness_low"),
                 "jaccard": stable,
             }
         )
         return
     row = [*size.values(), len(found.nodes), stable and stable["value"]]
     print_table(["requested", "kept", "total", "nodes", "jaccard"], [row])
+    if measured:
+        reached = f"{attrs['faithfulness']:.3f}, at least {attrs['faithfulness_low']:.3f}"
+        notice(f"faithfulness on the pairs its size was chosen on: {reached}")
     _say(run)
 
 
@@ -230,7 +251,7 @@ def evaluate_command(
         for what in ("faithfulness", "completeness", "cpr_interval", "cmd_interval")
         if document.get(what)
     ]
-    print_table(["", "value", "low", "high"], rows)
+    print_table(["", "value", "low", "high"], [[what, *map(_three, row)] for what, *row in rows])
     for kind, null in document["nulls"].items():
         notice(f"{kind} circuits at least as faithful: p = {null['p']:.3g} of {null['n']} draws")
     notice("{kept} of {total} edges".format(**document["edges"]))
@@ -269,16 +290,18 @@ def compare_command(
     from refusal_nn.circuits import compare_run
     from refusal_nn.recorded import open_input
 
+    if not pairs:
+        _refuse("--pairs", "split", "ablation", "batch_size")
+        options |= {"ablation": None, "batch_size": None}
     sources = [open_input(stores, circuit, "circuit-discover") for circuit in circuits]
     loading = take_loading(options)
     sets = [pairs_of_split(source, split) for source in pairs]
     chosen = {some.name: some for some in sets}
     if len(chosen) < len(sets):
         raise click.UsageError("two sets of pairs have one name; rename a file.")
+    used = model_of(sources[0], model, loading) if pairs or model is not None else None
     with keeping(stores, name, resume) as where:
-        run = compare_run(
-            model_of(sources[0], model, loading), sources, where, pairs=chosen, **options
-        )
+        run = compare_run(used, sources, where, pairs=chosen, **options)
     table = run.tree.to_dataset()
     names = [str(v) for v in table["circuit"].values]
     measures = ("iou", "node_iou", "rank_correlation", "rank_overlap")
@@ -299,7 +322,8 @@ def compare_command(
         return
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if cross:
-        print_table(list(cross[0]), [list(row.values()) for row in cross])
+        cells = [[_three(v) if isinstance(v, float) else v for v in row.values()] for row in cross]
+        print_table(list(cross[0]), cells)
     _say(run)
 
 
@@ -346,6 +370,24 @@ def _cross(table: xr.Dataset) -> list[dict[str, Any]]:
         for i, circuit in enumerate(table["circuit"].values)
         for j, pairs in enumerate(table["pairs"].values)
     ]
+
+
+def _three(value: float) -> str:
+    """To three decimals: with fewer, .8994 would read as the .9 it misses."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _typed(name: str) -> bool:
+    """Whether an option was given on the command line, not by a default or a configuration file."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+def _refuse(without: str, *names: str) -> None:
+    """Refuse options that do nothing where another one is left out."""
+    for name in names:
+        if _typed(name):
+            raise click.UsageError(f"--{name.replace('_', '-')} has no effect without {without}.")
 
 
 def _say(run: Run) -> None:

@@ -11,6 +11,9 @@ import click
 from refusal_nn.cli._options import host_option, json_option, stores_option
 from refusal_nn.cli._output import print_json, print_table
 
+ANSWER_SECONDS = 15.0
+"""How long a server is waited for when its jobs are listed."""
+
 
 @click.group(name="remote")
 def command() -> None:
@@ -70,16 +73,14 @@ def remote_jobs(stores: Path, as_json: bool) -> None:
 
     `refusal-nn runs resume RUN` collects those that are done.
     """
-    from refusal_nn.models import Service
     from refusal_nn.store import job_ledgers, open_runs
 
-    services: dict[str, Any] = {}
+    hosts: dict[str, _Host] = {}
     jobs = []
     for run in open_runs(stores).select(state="partial"):
         for stage, ledger in job_ledgers(run.path).items():
             for entry in ledger.jobs:
                 host = entry["host"]
-                service = services.setdefault(host, Service.connect(host))
                 jobs.append(
                     {
                         "run": run.name,
@@ -88,7 +89,7 @@ def remote_jobs(stores: Path, as_json: bool) -> None:
                         "host": host,
                         "batches": len(entry["batches"]),
                         "minutes": round((time.time() - entry["submitted"]) / 60, 1),
-                        "state": _state(service, entry),
+                        "state": hosts.setdefault(host, _Host(host)).state_of(entry),
                     }
                 )
     if as_json:
@@ -98,16 +99,35 @@ def remote_jobs(stores: Path, as_json: bool) -> None:
     print_table(columns, [[job[c] for c in columns] for job in jobs], empty="no jobs under way")
 
 
-def _state(service: Any, entry: dict[str, Any]) -> str:
-    """The server's word on a job that is under way, else how it ended."""
-    from refusal_nn.errors import UnavailableError
+class _Host:
+    """A server that is asked about jobs until it fails to answer."""
 
-    if entry["state"] != "submitted":
-        return {"done": "collected"}.get(entry["state"], entry["state"])
-    try:
-        answer = service.ask(entry["id"])
-    except UnavailableError:
-        return "unknown: the server does not answer"
-    if answer is None:
-        return "unknown to the server"
-    return "done: ready to collect" if answer.state == "done" else answer.status.lower()
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.service: Any = None
+        self.failed = ""
+
+    def state_of(self, entry: dict[str, Any]) -> str:
+        """The server's word on a job that is under way, else how it ended."""
+        from refusal_nn.errors import RefusalNNError
+
+        if entry["state"] != "submitted":
+            return {"done": "collected"}.get(entry["state"], entry["state"])
+        if self.failed:
+            return self.failed
+        try:
+            answer = self._ask(entry["id"])
+        except RefusalNNError as error:
+            # one reason for all jobs there: the next question would take as long to fail
+            self.failed = f"unknown: {str(error).rstrip('.')}"
+            return self.failed
+        if answer is None:
+            return "unknown to the server"
+        return "done: ready to collect" if answer.state == "done" else str(answer.status).lower()
+
+    def _ask(self, job: str) -> Any:
+        from refusal_nn.models import Service
+
+        if self.service is None:
+            self.service = Service.connect(self.host, deadline=ANSWER_SECONDS)
+        return self.service.ask(job)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -54,9 +56,15 @@ def runs_list(stores: Path, as_json: bool, **conditions: str | None) -> None:
 @json_option
 def runs_show(name: str, stores: Path, as_json: bool) -> None:
     """Show a run's provenance, dims and variables; of a partial run, how far it got."""
-    from refusal_nn.store import describe
+    from refusal_nn.store import describe, job_ledgers, locate
 
-    shown = describe(_path(stores, name))
+    path = locate(_path(stores, name))
+    shown = describe(path)
+    if "stages" in shown:
+        shown["jobs"] = {
+            stage: dict(Counter(entry["state"] for entry in ledger.jobs))
+            for stage, ledger in job_ledgers(path).items()
+        }
     if as_json:
         print_json(shown)
         return
@@ -68,6 +76,12 @@ def runs_show(name: str, stores: Path, as_json: bool) -> None:
             ["stage", "batches", "of"],
             [[stage, *counts] for stage, counts in shown["stages"].items()],
             empty="no stage was begun",
+        )
+    if shown.get("jobs"):
+        click.echo()
+        print_table(
+            ["stage", "jobs", "state"],
+            [[stage, n, state] for stage, of in shown["jobs"].items() for state, n in of.items()],
         )
     for group, content in shown.get("groups", {}).items():
         click.echo()
@@ -116,11 +130,24 @@ def runs_verify(names: Sequence[str], stores: Path, as_json: bool) -> None:
     is_flag=True,
     help="Collect the jobs that are done, submit the next ones and leave. [ndif]",
 )
-def runs_resume(name: str, stores: Path, as_json: bool, detach: bool) -> None:
+@click.option(
+    "--host", metavar="URL", help="Continue at another server than the run was begun at. [ndif]"
+)
+@click.option(
+    "--forget-jobs",
+    is_flag=True,
+    help="Give up the jobs that were not collected and compute their batches again. [ndif]",
+)
+def runs_resume(
+    name: str, stores: Path, as_json: bool, detach: bool, host: str | None, forget_jobs: bool
+) -> None:
     """Continue a partial run with the command that began it, where it was begun.
 
     A run whose jobs were left on a server is collected and, unless --detach is given again, finished.
+    It goes on at the server it was begun at, whatever NDIF_HOST says now; with --host it goes on at
+    another, which cannot answer the jobs left at the first: --forget-jobs.
     """
+    from refusal_nn import store
     from refusal_nn.store import locate, request_of
 
     path = locate(_path(stores, name))
@@ -134,6 +161,28 @@ def runs_resume(name: str, stores: Path, as_json: bool, detach: bool) -> None:
             "continues."
         )
     argv = _without(request["argv"], values=(), flags=("--detach",))
+    if "host" in request:
+        from refusal_nn.models import Service
+
+        if host is not None:
+            request["host"] = Service.connect(host).host
+        left = _jobs_elsewhere(path, request["host"])
+        if left and not forget_jobs:
+            raise RequestError(
+                f"run {name!r} left job {left[0]['id']} at {left[0]['host']}, not at "
+                f"{request['host']}; resume it without --host, or give its jobs up with "
+                "--forget-jobs."
+            )
+        if forget_jobs:
+            notice(f"{store.forget_jobs(path)} jobs given up")
+        store.change_request(path, host=request["host"])
+        argv = _without(argv, values=("--host", "--dtype"), flags=())
+        # the server may not tell the dtype now, and the run has one
+        argv += ["--host", request["host"], "--dtype", str(store.read_attrs(path)["dtype"])]
+    elif host is not None or forget_jobs:
+        raise RequestError(
+            f"run {name!r} has no server: --host and --forget-jobs are for runs with --backend ndif."
+        )
     wanted = {"--resume": True, "--json": as_json, "--detach": detach}
     argv += [flag for flag, on in wanted.items() if on and flag not in argv]
     notice(f"refusal-nn {shlex.join(argv)}")
@@ -205,6 +254,14 @@ def runs_rm(names: Sequence[str], stores: Path, yes: bool) -> None:
         click.confirm(f"Delete {', '.join(names)}?", abort=True, err=True)
     for name in names:
         notice(f"removed {remove(_path(stores, name))}")
+
+
+def _jobs_elsewhere(partial: Path, host: str) -> list[dict[str, Any]]:
+    """Jobs of a partial run that nobody collected and that another server has."""
+    from refusal_nn.store import job_ledgers
+
+    entries = (entry for ledger in job_ledgers(partial).values() for entry in ledger.jobs)
+    return [e for e in entries if e["state"] == "submitted" and e["host"] != host]
 
 
 def _path(stores: Path, name: str) -> Path:

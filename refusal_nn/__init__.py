@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from refusal_nn.interventions import (
         ActivationAddition,
         DirectionalAblation,
+        FunctionIntervention,
         MeanAblation,
         Patch,
         ZeroAblation,
@@ -69,6 +70,7 @@ _SUBMODULES = (
 _ATTRIBUTES = {
     "ActivationAddition": "refusal_nn.interventions",
     "DirectionalAblation": "refusal_nn.interventions",
+    "FunctionIntervention": "refusal_nn.interventions",
     "MeanAblation": "refusal_nn.interventions",
     "Pairs": "refusal_nn.prompts",
     "Patch": "refusal_nn.interventions",
@@ -84,6 +86,7 @@ _ATTRIBUTES = {
 __all__ = [
     "ActivationAddition",
     "DirectionalAblation",
+    "FunctionIntervention",
     "MeanAblation",
     "Pairs",
     "Patch",

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from refusal_nn import store
-from refusal_nn.errors import Detached, PromptError, RequestError, StoreError
+from refusal_nn.errors import Detached, InterventionError, PromptError, RequestError, StoreError
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.store import Progress, Recorder
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the meaning of stored variables changes, so that old runs are not taken for new ones."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -140,11 +140,15 @@ def record(
         If the name is taken by another request.
     RequestError
         If ``resume`` was asked and there is no such run, or the request turns out to be wrong before a
-        batch is done; nothing is left behind then.
+        batch is done, or by what its prompts gave; nothing is left behind then.
     Detached
         If the model was loaded with ``detach`` and jobs are still under way.
     """
     noun, _, verb = analysis.partition("-")
+    if model.remote is not None:
+        from refusal_nn.tracing._ndif import learn_dtype
+
+        learn_dtype(model)
     identity = model.identity()
     made_from = [run.as_input for run in inputs]
     fingerprint = store.fingerprint(
@@ -192,8 +196,11 @@ def record(
         except StoreError:
             raise  # of the folder, not of what was asked: it may go on later
         except RequestError as error:
-            # prompts found unusable by measuring them stay so: what was measured serves no other run
-            recorder.abandon(with_batches=isinstance(error, PromptError))
+            # prompts found unusable by measuring them stay so, and so do interventions that do not
+            # fit: what was measured serves no other run. A server's refusals may pass, so what it
+            # has computed stays.
+            hopeless = isinstance(error, PromptError | InterventionError)
+            recorder.abandon(with_batches=hopeless)
             raise
         # a result says what it was made from, so that it can be saved alone; a run says it itself
         own = {*identity, "prompts_hash"}

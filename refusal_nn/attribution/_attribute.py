@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from refusal_nn._batches import batches_of, rows_per_pass
+from refusal_nn._batches import batches_of, rows_asked
 from refusal_nn.attribution._exact import exact_edges, exact_nodes
 from refusal_nn.attribution._gradient import gradient_passes, points
 from refusal_nn.attribution._graph import EdgeGraph
 from refusal_nn.attribution._metrics import Metric
+from refusal_nn.attribution._told_apart import check_told_apart
 from refusal_nn.errors import RequestError
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing._align import align
@@ -33,6 +35,7 @@ def attribute(
     method: str = "eap-ig",
     level: str = "edge",
     steps: int = 5,
+    check: bool = True,
     batch_size: int | None = None,
     recorder: Recorder | None = None,
 ) -> xr.Dataset:
@@ -57,6 +60,8 @@ def attribute(
         together.
     steps : int
         Of ``eap-ig``.
+    check : bool
+        Refuse pairs that the metric does not tell apart, or tells apart the wrong way.
     batch_size : int, optional
         Rows a pass, a row being one pair at one step or one patch; default chosen from the model's
         size. The result does not depend on it beyond rounding.
@@ -68,16 +73,18 @@ def attribute(
     xarray.Dataset
         ``edge_score`` ``(prompt, src, dst)``, NaN where there is no edge, or ``node_score``
         ``(prompt, src)``, in the metric's unit: negative where corrupting lowers the metric; their
-        mean over pairs ``*_mean`` and its standard error ``*_se`` (of independent pairs; NaN for one
-        pair); ``clean_metric`` and ``corrupted_metric`` ``(prompt)``. Attrs say the graph, metric,
-        method and steps.
+        mean over pairs ``*_mean`` and its standard error ``*_se`` (of independent families of
+        pairs; NaN for one family); ``clean_metric`` and ``corrupted_metric`` ``(prompt)``. Attrs
+        say the graph, metric, method and steps.
 
     Raises
     ------
     RequestError
         If the method, level, steps or metric is not possible.
     PromptError
-        If the two prompts of a pair have different numbers of tokens.
+        If the two prompts of a pair are not aligned (see :func:`refusal_nn.patching.align`), or
+        the mean difference of the metric between clean and corrupted prompts cannot be told from
+        0 or, with the refusal log-odds, is negative.
     ModelError
         If heads of this model cannot be attributed to (see ``refusal_nn.tracing._blocks``).
     WorkError
@@ -93,23 +100,22 @@ def attribute(
     ----------
     Nanda 2023 (AtP); Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG).
     """
-    _check(method, level, steps)
-    metric.check(model)
-    if method in ("eap", "atp") and metric.kind == "kl":
-        raise RequestError(
-            f"the KL divergence from the clean run has gradient zero there, so {method} gives zero "
-            "everywhere; use eap-ig, clean-corrupted or exact."
-        )
+    check_options(model, metric, method, level, steps)
+    rows = rows_asked(model, batch_size)
     aligned = align(model, pairs)
     rec = recorder if recorder is not None else MemoryRecorder()
-    rows = rows_per_pass(model) if batch_size is None else batch_size
-    if rows < 1:
-        raise RequestError(f"batch size must be at least 1, got {rows}.")
     graph = EdgeGraph.of(model.arch)
     template = _template(model, pairs, graph, level)
+
+    def told_apart(both: xr.Dataset) -> None:
+        if check:
+            clean, corrupted = both["clean_metric"].values, both["corrupted_metric"].values
+            check_told_apart(pairs, clean, corrupted, metric)
+
     if method == "exact":
         work = exact_edges if level == "edge" else exact_nodes
-        found = work(model, aligned, metric, template, rows=rows, recorder=rec)
+        # before the many passes, from the two runs alone
+        found = work(model, aligned, metric, template, rows=rows, recorder=rec, check=told_apart)
     else:
         fractions, weights = points(method, steps)
         batches = batches_of(len(pairs), max(1, rows // len(fractions)), "prompt")
@@ -124,9 +130,11 @@ def attribute(
             level=level,
         )
         found = rec.stage(f"{level}_scores", template, batches, passes)
+        told_apart(found)
     table = pairs.to_dataset()
     found = found.assign(
-        {name: table[name] for name in ("clean_text", "corrupted_text")} | _summary(found, level)
+        {name: table[name] for name in ("clean_text", "corrupted_text")}
+        | _summary(found, level, pairs.family)
     )
     found.attrs = {
         **model.identity(),
@@ -142,7 +150,25 @@ def attribute(
     return found
 
 
-def _check(method: str, level: str, steps: int) -> None:
+def check_options(model: Model, metric: Metric | None, method: str, level: str, steps: int) -> None:
+    """Refuse options of :func:`attribute` that cannot be, before a pass is made.
+
+    Parameters
+    ----------
+    model : Model
+    metric : Metric or None
+        None where it is still to be found: log-odds of refusal tokens.
+    method, level, steps
+
+    Raises
+    ------
+    RequestError
+    """
+    if metric is not None and not isinstance(metric, Metric):
+        raise RequestError(
+            f"the metric is a {type(metric).__name__}, not a Metric; make one with "
+            "Metric.refusal_log_odds(tokens) or another of its constructors."
+        )
     if level not in LEVELS:
         raise RequestError(f"unknown level {level!r}; levels are {', '.join(LEVELS)}.")
     if method not in METHODS:
@@ -152,8 +178,17 @@ def _check(method: str, level: str, steps: int) -> None:
         raise RequestError(
             f"{method} is not for level {level}; the same first-order method is called {other} there."
         )
-    if steps < 1:
-        raise RequestError(f"eap-ig needs at least 1 step, got {steps}.")
+    count: Any = steps
+    if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < 1:
+        raise RequestError(f"eap-ig needs at least 1 step, a whole number, got {steps!r}.")
+    if metric is None:
+        return
+    metric.check(model)
+    if method in ("eap", "atp") and metric.kind == "kl":
+        raise RequestError(
+            f"the KL divergence from the clean run has gradient zero there, so {method} gives zero "
+            "everywhere; use eap-ig, clean-corrupted or exact."
+        )
 
 
 def _template(model: Model, pairs: Pairs, graph: EdgeGraph, level: str) -> xr.Dataset:
@@ -172,11 +207,20 @@ def _template(model: Model, pairs: Pairs, graph: EdgeGraph, level: str) -> xr.Da
     return xr.Dataset({f"{level}_score": scores, **metrics}, coords=coords)
 
 
-def _summary(found: xr.Dataset, level: str) -> dict[str, xr.DataArray]:
-    """Mean over pairs and its standard error."""
+def _summary(found: xr.Dataset, level: str, family: np.ndarray) -> dict[str, xr.DataArray]:
+    """Mean over pairs and its standard error, pairs of a family counted as one draw.
+
+    The error is that of a mean of clusters of unequal size, with the small-sample factor ``G / (G -
+    1)``; where every pair is a family of its own, it is the usual one.
+    """
     scores = found[f"{level}_score"].astype(np.float64)
     n = scores.sizes["prompt"]
     mean = scores.mean("prompt", skipna=False)
-    one = xr.full_like(mean, np.nan)
-    error = scores.std("prompt", ddof=1, skipna=False) / np.sqrt(n) if n > 1 else one
+    error = xr.full_like(mean, np.nan)
+    _, codes = np.unique(family.astype(str), return_inverse=True)
+    groups = int(codes.max()) + 1
+    if groups > 1:
+        sums = np.zeros((groups, *mean.shape))
+        np.add.at(sums, codes, (scores - mean).values)
+        error.values = np.sqrt((sums**2).sum(axis=0) * groups / (groups - 1)) / n
     return {f"{level}_score_mean": mean, f"{level}_score_se": error}

@@ -6,7 +6,7 @@ begins at the block of its reader, with the blocks before it skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,7 @@ def exact_edges(
     *,
     rows: int,
     recorder: Recorder,
+    check: Callable[[xr.Dataset], None],
 ) -> xr.Dataset:
     """Scores of every edge from one patched pass each; a batch is some pairs and one block's readers.
 
@@ -149,6 +150,8 @@ def exact_edges(
     rows : int
         Rows a pass.
     recorder : Recorder
+    check : callable
+        Given the metrics of both runs, before anything is patched; raises where they will not do.
 
     Returns
     -------
@@ -158,6 +161,7 @@ def exact_edges(
     job = _Job(model, aligned, metric, rows)
     graph = job.graph
     metrics = _metrics_of_both(job, template, recorder)
+    check(metrics)
     edges = template[["edge_score"]]
     width = graph.readers_per_layer
     batches = [
@@ -211,10 +215,12 @@ def exact_nodes(
     *,
     rows: int,
     recorder: Recorder,
+    check: Callable[[xr.Dataset], None],
 ) -> xr.Dataset:
     """Scores of every node from one patched pass each; parameters as for :func:`exact_edges`."""
     job = _Job(model, aligned, metric, rows)
     metrics = _metrics_of_both(job, template, recorder)
+    check(metrics)
     nodes = template[["node_score"]]
     batches = batches_of(len(aligned), job.pairs_a_pass, "prompt")
     patches = list(_node_patches(job))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +94,11 @@ class Metric:
         """Unit of the value."""
         return "residual stream units" if self.kind == "projection" else "nats"
 
+    @property
+    def signed(self) -> bool:
+        """Whether harmful prompts must have more of it; other metrics may point either way."""
+        return self.kind == "refusal-log-odds"
+
     def check(self, model: Model) -> None:
         """Refuse a metric that does not fit a model.
 
@@ -167,7 +173,16 @@ class Metric:
 
 
 def _ids(tokens: Sequence[int], kind: str) -> tuple[int, ...]:
-    found = tuple(int(t) for t in tokens)
+    # a text is a sequence, too, of which each character would be a token
+    given: list[Any] = [*tokens]
+    if odd := [t for t in given if isinstance(t, bool) or not isinstance(t, Integral)]:
+        raise RequestError(
+            f"metric {kind} takes token ids, not {odd[0]!r}; refusal_nn.directions.parse_tokens turns "
+            "token texts into ids."
+        )
+    found = tuple(int(t) for t in given)
+    if twice := [t for k, t in enumerate(found) if t in found[:k]]:
+        raise RequestError(f"metric {kind} names token {twice[0]} twice; name each token once.")
     if not found:
         raise RequestError(f"metric {kind} needs at least one token on each side; name them.")
     return found

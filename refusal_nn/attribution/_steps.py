@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from refusal_nn.attribution._attribute import attribute
+from refusal_nn._batches import rows_asked
+from refusal_nn.attribution._attribute import attribute, check_options
 from refusal_nn.attribution._metrics import Metric
 from refusal_nn.directions import discover_refusal_tokens
-from refusal_nn.errors import RequestError
 from refusal_nn.recorded import Groups, Keeping, Run, record
+from refusal_nn.tracing._align import align
+from refusal_nn.tracing._blocks import block_places
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -46,8 +48,11 @@ def attribute_run(
     inputs : tuple of Run
         Runs that the metric is made from.
     """
-    if level not in ("edge", "node"):
-        raise RequestError(f"unknown level {level!r}; levels are edge, node.")
+    # all that can be refused without a pass is, so that nothing half-made is left
+    check_options(model, metric, method, level, steps)
+    rows_asked(model, batch_size)
+    align(model, pairs)
+    block_places(model)
 
     def work(recorder: Recorder) -> tuple[Groups, Mapping[str, Any]]:
         chosen = metric

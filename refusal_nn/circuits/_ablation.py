@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from refusal_nn._batches import rows_per_pass
+from refusal_nn._batches import rows_asked
 from refusal_nn.circuits._requests import Means, sources_request
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.tracing import Passes, Request, Results, pad
@@ -107,7 +107,7 @@ def _means(
     """Means by position from the end, over the prompts that reach it."""
     arch = model.arch
     width = max(map(len, rows))
-    size = batch_size or rows_per_pass(model)
+    size = rows_asked(model, batch_size)
     # rows of one length share a block: sums over a padded batch would count the padding
     groups: list[list[int]] = []
     for length in sorted({len(row) for row in rows}):

@@ -25,6 +25,9 @@ PROVENANCE = (
 )
 """Attrs that say on which model and pairs a circuit was found."""
 
+FOUND_PAIRS, FOUND_FAMILIES = "found_on_pairs", "found_on_families"
+"""Attrs that name the pairs a circuit was found on, so that it is not evaluated on them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Circuit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from scipy import stats as scipy_stats
 
 from refusal_nn.circuits._circuit import Circuit
 from refusal_nn.circuits._discover import top
-from refusal_nn.circuits._evaluate import ABLATED, MODEL, bench_of, bounded
+from refusal_nn.circuits._evaluate import ABLATED, MODEL, bench_of, bounded, check_unseen
 from refusal_nn.circuits._faithfulness import FRACTIONS, faithfulness
 from refusal_nn.circuits._measure import measure
 from refusal_nn.circuits._nulls import NULLS, strata
@@ -145,6 +146,8 @@ def cross_faithfulness(
     """
     for circuit in circuits.values():
         circuit.check(model)
+        for some in pairs.values():
+            check_unseen(circuit, some)
     kept = [c.kept for c in circuits.values()] + [c.complement.kept for c in circuits.values()]
     names = [*circuits, *(f"complement of {name}" for name in circuits)]
     columns: dict[str, list[NDArray[np.float64]]] = {}
@@ -243,7 +246,7 @@ def _one_graph(circuits: Mapping[str, Any]) -> EdgeGraph:
 
 def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     union = int((a | b).sum())
-    return float((a & b).sum() / union) if union else 1.0
+    return float((a & b).sum() / union) if union else math.nan
 
 
 def _node_mask(circuit: Circuit) -> NDArray[np.bool_]:

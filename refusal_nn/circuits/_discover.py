@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.attribution import EdgeGraph
-from refusal_nn.circuits._circuit import PROVENANCE, Circuit
+from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, PROVENANCE, Circuit
 from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def discover(
     Raises
     ------
     RequestError
-        If not exactly one size fits the rule, or the scores are not edge scores.
+        If not exactly one size fits the rule, nothing is left after pruning, or the scores are not
+        edge scores.
 
     References
     ----------
@@ -69,13 +70,18 @@ def discover(
     kept = choose(graph, worth, n=n, threshold=threshold, rule=rule, ranking=ranking)
     if n is None:
         assert threshold is not None
-        requested = int((_ranked(worth, ranking) >= threshold).sum())
+        requested = int((ranked(worth, ranking) >= threshold).sum())
     else:
         requested = n
+    if not kept.any():
+        raise RequestError(_nothing_left(graph, ranked(worth, ranking), rule, requested))
     attrs: dict[str, Any] = {str(k): v for k, v in scores.attrs.items() if _told(str(k))}
     attrs |= {"rule": rule, "ranking": ranking, "requested": requested}
     if threshold is not None:
         attrs["threshold"] = float(threshold)
+    for name, label in ((FOUND_PAIRS, "prompt_id"), (FOUND_FAMILIES, "family")):
+        if label in scores.coords:
+            attrs[name] = sorted({str(v) for v in np.atleast_1d(scores[label].values)})
     return Circuit(graph, kept, mean, attrs)
 
 
@@ -95,25 +101,59 @@ def choose(
     ranking: str = "absolute",
 ) -> NDArray[np.bool_]:
     """The pruned circuit that a rule picks from scores ``[src, dst]``, higher = supports more."""
-    if rule not in RULES:
-        raise RequestError(f"unknown rule {rule!r}; rules are {', '.join(RULES)}.")
-    rank = _ranked(worth, ranking)
+    rank = ranked(worth, ranking)
     if rule == "threshold":
         assert threshold is not None
         return prune(graph, graph.mask & (np.nan_to_num(rank, nan=-np.inf) >= threshold))
     assert n is not None
+    return prune(graph, first(graph, taken(graph, rank, rule, n), n))
+
+
+def taken(
+    graph: EdgeGraph, rank: NDArray[np.float64], rule: str, n: int | None = None
+) -> NDArray[np.int_]:
+    """Edges in the order a rule takes them, ``[edge]`` into the flattened ``[src, dst]``.
+
+    The ``n`` first, or all of them, are a circuit before pruning. A threshold takes them as ``top``.
+
+    Raises
+    ------
+    RequestError
+        If the rule is unknown.
+    """
+    if rule not in RULES:
+        raise RequestError(f"unknown rule {rule!r}; rules are {', '.join(RULES)}.")
     if rule == "greedy":
-        return prune(graph, _greedy(graph, rank, n))
-    return prune(graph, top(graph, rank, n))
+        return _greedy(graph, rank, graph.n_edges if n is None else n)
+    at = np.flatnonzero(graph.mask.ravel())
+    return np.asarray(at[np.argsort(-rank.ravel()[at], kind="stable")])
+
+
+def first(graph: EdgeGraph, order: NDArray[np.int_], n: int) -> NDArray[np.bool_]:
+    """The ``n`` first edges of an order, ``[src, dst]``."""
+    kept = np.zeros(graph.mask.size, dtype=bool)
+    kept[order[:n]] = True
+    return kept.reshape(graph.mask.shape)
 
 
 def top(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
     """The ``n`` best edges; of equal ones, those that come first in the graph."""
-    at = np.flatnonzero(graph.mask.ravel())
-    order = at[np.argsort(-rank.ravel()[at], kind="stable")]
-    kept = np.zeros(graph.mask.size, dtype=bool)
-    kept[order[:n]] = True
-    return kept.reshape(graph.mask.shape)
+    return first(graph, taken(graph, rank, "top"), n)
+
+
+def least(graph: EdgeGraph, order: NDArray[np.int_], size: int) -> int:
+    """How many first edges of an order have to be taken for ``size`` of them to be left, pruned.
+
+    More edges taken are never fewer left, so it is found by halving.
+    """
+    low, high = min(size, len(order)), len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if int(prune(graph, first(graph, order, middle)).sum()) >= size:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def prune(graph: EdgeGraph, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -182,15 +222,15 @@ def supporting(mean: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
     return mean if metric == "kl" else -mean
 
 
-def _ranked(worth: NDArray[np.float64], ranking: str) -> NDArray[np.float64]:
+def ranked(worth: NDArray[np.float64], ranking: str) -> NDArray[np.float64]:
     if ranking not in RANKINGS:
         raise RequestError(f"unknown ranking {ranking!r}; rankings are {', '.join(RANKINGS)}.")
     return np.abs(worth) if ranking == "absolute" else worth
 
 
-def _greedy(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+def _greedy(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.int_]:
     """From the logits up: the best edge into what is in already, ``n`` times."""
-    kept = np.zeros(graph.mask.shape, dtype=bool)
+    order: list[int] = []
     heap: list[tuple[float, int, int]] = []
     inside = np.zeros(len(graph.src), dtype=bool)
 
@@ -200,11 +240,9 @@ def _greedy(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.b
 
     offered = {len(graph.dst) - 1}
     offer(len(graph.dst) - 1)
-    for _ in range(n):
-        if not heap:
-            break
+    while heap and len(order) < n:
         _, s, d = heapq.heappop(heap)
-        kept[s, d] = True
+        order.append(s * len(graph.dst) + d)
         if not inside[s]:
             inside[s] = True
             for reader in np.flatnonzero(graph.belongs[s]):
@@ -213,7 +251,21 @@ def _greedy(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.b
                 ):  # heads that share a key-value head share its readers
                     offered.add(int(reader))
                     offer(int(reader))
-    return kept
+    return np.array(order, dtype=int)
+
+
+def _nothing_left(graph: EdgeGraph, rank: NDArray[np.float64], rule: str, requested: int) -> str:
+    """Why a circuit is empty, and the smallest size or highest threshold that leaves something."""
+    order = taken(graph, rank, rule)
+    n = least(graph, order, 1)
+    asked = "1 edge" if requested == 1 else f"{requested} edges"
+    start = (
+        f"no path from the input to the logits is among the {asked} taken, so pruning leaves none"
+    )
+    if rule == "threshold":
+        highest = float(rank.ravel()[order[n - 1]])
+        return f"{start}; a threshold of {highest:.6g} or less leaves some."
+    return f"{start}; ask for {n} edges or more (of {graph.n_edges})."
 
 
 def _requested(
@@ -227,8 +279,12 @@ def _requested(
     if rule == "threshold":
         if threshold is None or given:
             raise RequestError("rule 'threshold' takes a threshold and neither edges nor fraction.")
+        if not np.isfinite(threshold):
+            raise RequestError(f"the threshold is {threshold}; give a finite number.")
         return None
-    if threshold is not None or len(given) != 1:
+    if threshold is not None:
+        raise RequestError(f"a threshold goes with rule 'threshold', not {rule!r}; set that rule.")
+    if len(given) != 1:
         raise RequestError(f"rule {rule!r} takes exactly one of edges and fraction.")
     if fraction is not None:
         if not 0 < fraction <= 1:

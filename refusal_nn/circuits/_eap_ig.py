@@ -38,6 +38,7 @@ GROUPS = ("same", "any", "all")
 _SIZES = {"n_layers": "n_layers", "n_heads": "n_heads", "parallel_attn_mlp": "parallel"}
 _CHECKED = ("model", "weights_hash", "tokenizer_hash")
 _TOLD = (*_CHECKED, "metric")
+_METRIC = ("metric_unit", "metric_tokens", "metric_against", "metric_direction", "metric_layer")
 
 
 def to_tree(circuit: Circuit, *, d_model: int, model: Mapping[str, str]) -> dict[str, Any]:
@@ -104,7 +105,13 @@ def to_tensors(circuit: Circuit, *, d_model: int, model: Mapping[str, str]) -> d
 
 
 def from_tree(
-    tree: Any, graph: EdgeGraph, *, name: str, groups: str, model: Mapping[str, str] | None
+    tree: Any,
+    graph: EdgeGraph,
+    *,
+    name: str,
+    groups: str,
+    model: Mapping[str, str] | None,
+    d_model: int | None = None,
 ) -> Circuit:
     """The circuit that a JSON tree holds.
 
@@ -120,6 +127,8 @@ def from_tree(
         As :func:`refusal_nn.circuits.read`.
     model : mapping or None
         Name and hashes the file must not contradict.
+    d_model : int or None
+        Width of the model's residual stream, which the file must state.
 
     Raises
     ------
@@ -128,7 +137,7 @@ def from_tree(
     """
     wanted = ("cfg", "nodes", "edges")
     _need(tree, wanted, name)
-    full = _checked(tree, graph, name, model)
+    full = _checked(tree, graph, name, model, d_model)
     if not isinstance(tree["edges"], dict) or not isinstance(tree["nodes"], dict):
         raise _wrong(name, "nodes and edges must be objects keyed by name")
     for node, entry in tree["nodes"].items():
@@ -154,13 +163,19 @@ def from_tree(
 
 
 def from_tensors(
-    tree: Any, graph: EdgeGraph, *, name: str, groups: str, model: Mapping[str, str] | None
+    tree: Any,
+    graph: EdgeGraph,
+    *,
+    name: str,
+    groups: str,
+    model: Mapping[str, str] | None,
+    d_model: int | None = None,
 ) -> Circuit:
     """The circuit that a ``.pt`` file holds, loaded with ``weights_only=True``.
 
     Parameters
     ----------
-    tree, graph, name, groups, model
+    tree, graph, name, groups, model, d_model
         As :func:`from_tree`.
 
     Raises
@@ -171,7 +186,7 @@ def from_tensors(
     import torch
 
     _need(tree, ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph"), name)
-    full = _checked(tree, graph, name, model)
+    full = _checked(tree, graph, name, model, d_model)
     for key, ours in (("src_nodes", full.src), ("dst_nodes", full.dst)):
         if not isinstance(tree[key], list) or list(map(str, tree[key])) != ours:
             raise _wrong(name, f"{key} are not the nodes of the graph that cfg describes, in order")
@@ -266,8 +281,14 @@ def _ours(circuit: Circuit, model: Mapping[str, str]) -> dict[str, Any]:
         "n_kv_heads": circuit.graph.n_kv_heads,
         "scored": circuit.scores is not None,
         **({"metric": str(circuit.attrs["metric"])} if "metric" in circuit.attrs else {}),
+        **{key: _plain(circuit.attrs[key]) for key in _METRIC if key in circuit.attrs},
         **{key: str(model[key]) for key in _CHECKED if model.get(key)},
     }
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers of Python's own, as attributes may come back from a store as arrays."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _need(tree: Any, keys: tuple[str, ...], name: str) -> None:
@@ -277,14 +298,23 @@ def _need(tree: Any, keys: tuple[str, ...], name: str) -> None:
 
 
 def _checked(
-    tree: Mapping[str, Any], graph: EdgeGraph, name: str, model: Mapping[str, str] | None
+    tree: Mapping[str, Any],
+    graph: EdgeGraph,
+    name: str,
+    model: Mapping[str, str] | None,
+    d_model: int | None,
 ) -> EdgeGraph:
     """The graph the file describes, found to be the model's."""
     cfg = tree["cfg"]
     if not isinstance(cfg, dict) or not all(isinstance(cfg.get(k), int) for k in _SIZES):
         raise _wrong(name, f"its cfg must give {', '.join(_SIZES)}")
+    width = cfg.get("d_model")
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise _wrong(name, f"d_model of its cfg is {width!r}, not a whole number of at least 1")
     ours = {key: getattr(graph, attribute) for key, attribute in _SIZES.items()}
     theirs = {key: type(ours[key])(cfg[key]) for key in _SIZES}
+    if d_model is not None:
+        ours["d_model"], theirs["d_model"] = d_model, width
     ours_too = tree.get(OURS)
     ours_too = ours_too if isinstance(ours_too, dict) else {}
     if "n_kv_heads" in ours_too:
@@ -318,8 +348,8 @@ def _circuit(
 ) -> Circuit:
     from refusal_nn.circuits._circuit import Circuit
 
-    if np.isinf(scores).any():
-        raise _wrong(name, "it holds infinite scores")
+    if bad := int((~np.isfinite(scores[full.mask])).sum()):
+        raise _wrong(name, f"it holds {bad} scores of edges that are not finite")
     _, column, _ = expand(graph)
     alive = _read_heads(full, column, kept)
     folded_kept = np.zeros(graph.mask.shape, dtype=bool)
@@ -340,11 +370,26 @@ def _circuit(
         folded[:, reader] = scores[:, here].sum(1)
     ours = tree.get(OURS)
     ours = ours if isinstance(ours, dict) else {}
-    attrs = {"source": name, "d_model": int(tree["cfg"].get("d_model", 0))}
+    attrs = {"source": name, "d_model": tree["cfg"]["d_model"]}
     attrs |= {key: str(ours[key]) for key in _TOLD if key in ours}
+    attrs |= {key: ours[key] for key in _METRIC if key in ours}
+    if "metric" in ours and {"metric_tokens", "metric_against"} <= set(ours):
+        attrs |= _metric(ours, name)
     if ours.get("scored") is False:
         return Circuit(graph, folded_kept, None, attrs)
     return Circuit(graph, folded_kept, supporting(folded, str(ours.get("metric"))), attrs)
+
+
+def _metric(ours: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Attributes of the metric the file names, found to be one."""
+    from refusal_nn.attribution._metrics import KINDS, Metric
+
+    if ours["metric"] not in KINDS:
+        raise _wrong(name, f"its metric is {ours['metric']!r}, not one of {', '.join(KINDS)}")
+    try:
+        return Metric.from_attrs(ours).to_attrs()
+    except (TypeError, ValueError) as error:
+        raise _wrong(name, f"its metric cannot be read ({error})") from None
 
 
 def _wrong(name: str, why: str) -> RequestError:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from refusal_nn._batches import rows_asked
 from refusal_nn.attribution import EdgeGraph, Metric
 from refusal_nn.circuits._ablation import ABLATIONS, ablation_of
-from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, Circuit
 from refusal_nn.circuits._discover import choose, size_of, supporting
 from refusal_nn.circuits._faithfulness import (
     FRACTIONS,
@@ -20,9 +21,10 @@ from refusal_nn.circuits._faithfulness import (
     faithfulness,
 )
 from refusal_nn.circuits._measure import Bench, measure
-from refusal_nn.circuits._nulls import NULLS, p_value, random_circuits
-from refusal_nn.errors import RequestError
-from refusal_nn.prompts import check_disjoint
+from refusal_nn.circuits._nulls import NULLS, check_nulls, p_value, random_circuits
+from refusal_nn.errors import PromptError, RequestError
+from refusal_nn.prompts import overlaps
+from refusal_nn.stats._clusters import checked_confidence
 from refusal_nn.store import MemoryRecorder
 from refusal_nn.tracing._align import align
 
@@ -62,14 +64,49 @@ def bench_of(
     if ablation not in ABLATIONS:
         raise RequestError(f"unknown ablation {ablation!r}; ablations are {', '.join(ABLATIONS)}.")
     metric.check(model)
+    rows_asked(model, batch_size)
     if discovery is not None:
-        check_disjoint(discovery.prompts(), pairs.prompts())
+        check_apart(discovery, pairs)
     aligned = align(model, pairs)
     rec = recorder if recorder is not None else MemoryRecorder()
     values = ablation_of(model, ablation, discovery, batch_size=batch_size, recorder=rec)
     values.check(aligned.lengths)
     graph = EdgeGraph.of(model.arch)
     return Bench(model, graph, pairs, aligned, metric, values, rec, batch_size)
+
+
+def check_apart(seen: Pairs, pairs: Pairs) -> None:
+    """Refuse pairs that share something with those a circuit was found, or its size chosen, on.
+
+    Raises
+    ------
+    PromptError
+        If they share a prompt or family.
+    """
+    if found := overlaps(seen.prompts(), pairs.prompts()):
+        raise PromptError(
+            f"{found[0]}, so what a circuit does on them says nothing of new ones; give pairs of another "
+            "split or other families."
+        )
+
+
+def check_unseen(circuit: Circuit, pairs: Pairs) -> None:
+    """Refuse pairs that a circuit was found on, where its attrs say which those are.
+
+    Raises
+    ------
+    PromptError
+        If they share a pair or family, whatever ``discovery`` says.
+    """
+    for name, labels in ((FOUND_PAIRS, pairs.pair_id), (FOUND_FAMILIES, pairs.family)):
+        known = set(map(str, circuit.attrs.get(name, ())))
+        if both := sorted(known & set(map(str, labels))):
+            what = "pair" if name == FOUND_PAIRS else "family"
+            raise PromptError(
+                f"{pairs.name!r} and the pairs the circuit was found on share {what} {both[0]!r} "
+                f"({len(both)} in all), so what it does on them says nothing of new ones; give pairs of "
+                "another split or other families."
+            )
 
 
 def evaluate(
@@ -102,7 +139,8 @@ def evaluate(
     ablation : {"resample", "mean", "zero"}
         What edges outside a circuit carry.
     discovery : Pairs, optional
-        What the circuit was found on: checked to be disjoint from ``pairs``; needed for means.
+        What the circuit was found on: checked to be disjoint from ``pairs``, as are the pairs that
+        the circuit's attrs name; needed for means.
     grid : bool
         Measure circuits of the sizes of MIB's grid, from the circuit's scores, for CPR and CMD.
     nulls : sequence of str
@@ -142,6 +180,11 @@ def evaluate(
     (CPR, CMD); Shi et al. 2024 (random reference circuits).
     """
     circuit.check(model)
+    check_unseen(circuit, pairs)
+    check_nulls(nulls, draws)
+    checked_confidence(confidence)
+    if n_resamples < 1:
+        raise RequestError(f"n_resamples is {n_resamples}; at least 1 is needed (9999 is usual).")
     if grid and circuit.scores is None:
         raise RequestError(
             "the circuit has no scores to make circuits of other sizes from; leave the grid out."
@@ -170,7 +213,7 @@ def evaluate(
     }
     table = measure(bench, "circuits", list(named.values()), list(named))
     whole, nothing = table[0], table[1]
-    check_difference(whole, nothing, **options)
+    check_difference(whole, nothing, positive=metric.signed, **options)
     found = faithfulness(table[2], whole, nothing, **options)
     rest = faithfulness(table[3], whole, nothing, **options)
     labels = {str(k): v for k, v in pairs.to_dataset().coords.items()}
@@ -191,7 +234,7 @@ def evaluate(
     if minimality:
         groups["minimality"] = _minimality(bench, circuit, table[2], whole, nothing, options)
     root.attrs = {
-        **circuit.attrs,
+        **{k: v for k, v in circuit.attrs.items() if k not in (FOUND_PAIRS, FOUND_FAMILIES)},
         **metric.to_attrs(),
         **model.identity(),
         **pairs.to_dataset().attrs,
@@ -263,9 +306,7 @@ def _null(
     found: Estimate,
     seed: int,
 ) -> xr.Dataset:
-    drawn = np.stack(
-        [random_circuits(bench.graph, circuit.kept, draws, kind=k, seed=seed) for k in nulls]
-    )
+    drawn = np.stack([random_circuits(circuit, draws, kind=k, seed=seed) for k in nulls])
     names = [f"{kind} {i}" for kind in nulls for i in range(draws)]
     table = measure(bench, "null", list(drawn.reshape(-1, *bench.graph.mask.shape)), names)
     table = table.reshape(len(nulls), draws, -1)
@@ -274,6 +315,7 @@ def _null(
     return xr.Dataset(
         {
             "circuit_metric": ((*dims, "prompt"), table),
+            "edges_kept": (dims, drawn.sum((2, 3))),
             "faithfulness": (dims, values),
             "p_value": ("null", np.array([p_value(found.value, row) for row in values])),
         },

@@ -49,8 +49,19 @@ def faithfulness(
     return stats.ratio_of_means(x - base, np.asarray(model) - np.asarray(nothing), **options)
 
 
-def check_difference(model: ArrayLike, nothing: ArrayLike, **options: Any) -> None:
+def check_difference(
+    model: ArrayLike, nothing: ArrayLike, *, positive: bool = False, **options: Any
+) -> None:
     """Refuse pairs on which the model does no better than nothing.
+
+    Parameters
+    ----------
+    model, nothing : array-like, ``[pair]``
+    positive : bool
+        Whether the model must have more of the metric, as of the refusal log-odds; other metrics
+        may point either way.
+    **options
+        See :func:`refusal_nn.stats.paired_difference`.
 
     Raises
     ------
@@ -60,7 +71,13 @@ def check_difference(model: ArrayLike, nothing: ArrayLike, **options: Any) -> No
     known = np.isfinite(found.low)
     # one family has no interval: then the difference itself must do
     if (known and not found.low <= 0 <= found.high) or (not known and found.value != 0):
-        return
+        if not positive or found.value > 0:
+            return
+        raise PromptError(
+            f"the metric is lower by {-found.value:.3g} in the model than in the ablated model on these "
+            f"{found.n} pairs, so the wrong prompts are refused; swap the columns clean (harmful) and "
+            "corrupted (harmless), or use pairs the model tells apart."
+        )
     interval = f" (interval {found.low:.3g} to {found.high:.3g})" if known else ""
     raise PromptError(
         f"the metric differs by {found.value:.3g}{interval} between the model and the ablated model on "

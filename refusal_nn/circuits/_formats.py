@@ -105,8 +105,8 @@ def read(path: str | Path, of: EdgeGraph | Model, *, groups: str = "same") -> Ci
     path : str or Path
         The file. A ``.pt`` is loaded as tensors and plain data only: nothing in it is run.
     of : EdgeGraph or Model
-        What the circuit must be of. Sizes are compared, and with a model also the hashes that
-        :func:`export` wrote.
+        What the circuit must be of. Sizes are compared, and with a model also its width and the
+        hashes that :func:`export` wrote.
     groups : {"same", "any", "all"}
         With grouped-query attention, what becomes of a key or value edge that the file keeps for
         some of the heads that share it: an error, kept, or dropped.
@@ -128,7 +128,7 @@ def read(path: str | Path, of: EdgeGraph | Model, *, groups: str = "same") -> Ci
     if groups not in _eap_ig.GROUPS:
         raise RequestError(f"groups is {groups!r}; choose {', '.join(_eap_ig.GROUPS)}.")
     source = Path(path)
-    graph, identity = _target(of)
+    graph, identity, width = _target(of)
     try:
         data = source.read_bytes()
     except OSError as error:
@@ -142,7 +142,7 @@ def read(path: str | Path, of: EdgeGraph | Model, *, groups: str = "same") -> Ci
         )
     take = _eap_ig.from_tensors if kind == "eap-ig-pt" else _eap_ig.from_tree
     tree = _load_pt(source) if kind == "eap-ig-pt" else _load_json(data, source)
-    return take(tree, graph, name=source.name, groups=groups, model=identity)
+    return take(tree, graph, name=source.name, groups=groups, model=identity, d_model=width)
 
 
 def _format_of(path: Path, given: str | None) -> str:
@@ -156,12 +156,13 @@ def _format_of(path: Path, given: str | None) -> str:
     return str(kind)
 
 
-def _target(of: EdgeGraph | Model) -> tuple[EdgeGraph, dict[str, str] | None]:
+def _target(of: EdgeGraph | Model) -> tuple[EdgeGraph, dict[str, str] | None, int | None]:
     from refusal_nn.attribution import EdgeGraph
 
     if isinstance(of, EdgeGraph):
-        return of, None
-    return EdgeGraph.of(of.arch), {k: str(v) for k, v in of.identity().items()}
+        return of, None, None
+    identity = {k: str(v) for k, v in of.identity().items()}
+    return EdgeGraph.of(of.arch), identity, of.d_model
 
 
 def _as_json(tree: Any, *, indent: int | None) -> bytes:

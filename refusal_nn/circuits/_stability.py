@@ -61,7 +61,8 @@ def stability(
     names, code = np.unique(np.array([str(f) for f in family]), return_inverse=True)
     if len(names) < 2:
         raise RequestError(
-            "the scores are of one family of prompts, so there is nothing to resample; attribute more."
+            "the scores are of one family of prompts, so there is nothing to resample; attribute pairs "
+            "of more families, or leave the resamples out (--resamples 0)."
         )
     worth = supporting(table, str(scores.attrs.get("metric")))
     sums = np.zeros((len(names), *worth.shape[1:]))
@@ -76,11 +77,13 @@ def stability(
     drawn = np.stack(kept)
     inclusion = np.where(graph.mask, drawn.mean(0), np.nan)
     overlap = jaccard(drawn)
-    low, high = np.quantile(overlap, [0.025, 0.975])
+    # where two resamples leave nothing they neither agree nor differ
+    known = overlap[np.isfinite(overlap)]
+    low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
     return xr.Dataset(
         {
             "inclusion": (("src", "dst"), inclusion),
-            "jaccard": float(overlap.mean()),
+            "jaccard": float(known.mean()) if known.size else np.nan,
             "jaccard_low": float(low),
             "jaccard_high": float(high),
             "edges_kept": ("draw", drawn.sum((1, 2))),
@@ -122,13 +125,13 @@ def consensus(found: xr.Dataset, circuit: Circuit, *, share: float = 0.9) -> Cir
 def jaccard(kept: np.ndarray) -> np.ndarray:
     """Intersection over union of every two of ``[draw, src, dst]`` circuits, ``[pair]``.
 
-    Two empty circuits agree: 1.
+    NaN for two empty circuits, which have nothing to share.
     """
     flat = kept.reshape(len(kept), -1).astype(np.float64)
     both = flat @ flat.T
     size = flat.sum(1)
     union = size[:, None] + size[None, :] - both
-    overlap = np.divide(both, union, out=np.ones_like(both), where=union > 0)
+    overlap = np.divide(both, union, out=np.full_like(both, np.nan), where=union > 0)
     return np.asarray(overlap[np.triu_indices(len(kept), 1)])
 
 

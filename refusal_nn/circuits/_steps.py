@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import xarray as xr
 
 from refusal_nn.attribution import Metric
-from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, Circuit
 from refusal_nn.circuits._compare import compare, cross_faithfulness
 from refusal_nn.circuits._discover import discover
-from refusal_nn.circuits._evaluate import evaluate
-from refusal_nn.circuits._nulls import NULLS
+from refusal_nn.circuits._evaluate import check_apart, evaluate
+from refusal_nn.circuits._nulls import NULLS, check_nulls
 from refusal_nn.circuits._sizes import smallest
 from refusal_nn.circuits._stability import stability
 from refusal_nn.errors import RequestError
-from refusal_nn.prompts import Pairs, check_disjoint
+from refusal_nn.prompts import Pairs
 from refusal_nn.recorded import Groups, Keeping, Run, record, same_model
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from refusal_nn.store import Recorder
 
 _TEXTS = ("clean_text", "corrupted_text")
+_IDENTITY = (
+    *("model", "revision", "weights_hash", "tokenizer_hash", "template_hash"),
+    *("dtype", "device", "backend"),
+)
 _CARRIED = (
     "model",
     "weights_hash",
@@ -35,12 +40,36 @@ _CARRIED = (
     "requested",
     "threshold",
     "target",
+    FOUND_PAIRS,
+    FOUND_FAMILIES,
 )
 Work = tuple[Groups, Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class MadeWith:
+    """The model a run was made with, by what the run says of it: for work that makes no pass.
+
+    Parameters
+    ----------
+    run : Run
+    """
+
+    run: Run
+    remote: None = None
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self.run.tree.attrs["model"])
+
+    def identity(self) -> dict[str, Any]:
+        """As :meth:`refusal_nn.models.Model.identity`."""
+        return {name: self.run.tree.attrs[name] for name in _IDENTITY}
+
+
 def discover_run(
-    model: Model,
+    model: Model | None,
     scores: Run,
     keeping: Keeping,
     *,
@@ -51,7 +80,8 @@ def discover_run(
     pairs: Pairs | None = None,
     rule: str = "top",
     ranking: str = "absolute",
-    ablation: str = "resample",
+    ablation: str | None = None,
+    confidence: float | None = None,
     n_resamples: int = 100,
     batch_size: int | None = None,
     seed: int = 0,
@@ -60,24 +90,40 @@ def discover_run(
 
     Its size is given (``edges``, ``fraction`` or ``threshold``, see
     :func:`refusal_nn.circuits.discover`), or it is the smallest that reaches the ``target``
-    faithfulness on ``pairs`` (:func:`refusal_nn.circuits.smallest`).
+    faithfulness on ``pairs`` (:func:`refusal_nn.circuits.smallest`), with ``ablation`` (default
+    ``resample``), at ``confidence`` (default .95; 0 to go by the estimate) and in passes of
+    ``batch_size`` rows: all three go with a target only. Without a target no pass is made: with ``model``
+    None nothing is loaded, and the model is the one that made the scores.
 
     Raises
     ------
     RequestError
-        If the size is given in none or several ways, or the run is of another model.
+        If the size is given in none or several ways, an option needs a target that is not given, or
+        the run is of another model.
     PromptError
         If ``pairs`` share a prompt or family with those the scores are of.
     WorkError
         If no circuit reaches the target.
     """
-    same_model(scores, model)
+    used = model if model is not None else _made_with(scores)
+    same_model(scores, used)
     if (target is None) != (pairs is None):
         raise RequestError(
             "a target faithfulness and the pairs to measure it on go together; give both or neither."
         )
     if target is not None and any(v is not None for v in (edges, fraction, threshold)):
         raise RequestError("the size is either given or found from a target; leave one out.")
+    of_target = {"ablation": ablation, "confidence": confidence, "batch size": batch_size}
+    if target is None and (given := [k for k, v in of_target.items() if v is not None]):
+        raise RequestError(
+            f"{given[0]} has no effect on a circuit of a given size; leave it out, or give a target "
+            "faithfulness."
+        )
+    if target is not None:
+        if model is None:
+            raise RequestError("a target faithfulness is measured, which needs the model; give it.")
+        ablation = "resample" if ablation is None else ablation
+        confidence = 0.95 if confidence is None else confidence
     table = scores.tree.to_dataset().load()
     found_on = pairs_of(table, "discovery")
 
@@ -95,6 +141,8 @@ def discover_run(
             )
         else:
             assert pairs is not None
+            assert model is not None
+            assert ablation is not None
             ranked = discover(table, fraction=1.0, ranking=ranking)
             found = smallest(
                 model,
@@ -106,12 +154,18 @@ def discover_run(
                 ranking=ranking,
                 ablation=ablation,
                 discovery=found_on,
+                confidence=confidence or None,
                 batch_size=batch_size,
+                seed=seed,
                 recorder=recorder,
             )
             circuit = found.circuit
             groups["sizes"] = found.tried.assign(texts(pairs))
-            attrs = {"faithfulness": found.faithfulness, "ablation": ablation}
+            attrs = {
+                "faithfulness": found.faithfulness,
+                "faithfulness_low": found.low,
+                "ablation": ablation,
+            }
         if n_resamples:
             groups["stability"] = stability(table, circuit, n_resamples=n_resamples, seed=seed)
         groups["/"] = circuit.to_dataset()
@@ -121,7 +175,7 @@ def discover_run(
         "circuit-discover",
         keeping,
         work,
-        model=model,
+        model=used,
         prompts_hash=str(table.attrs["prompts_hash"]) if pairs is None else pairs.hash,
         options={
             "edges": edges,
@@ -132,6 +186,7 @@ def discover_run(
             "rule": rule,
             "ranking": ranking,
             "ablation": ablation,
+            "confidence": confidence,
             "n_resamples": n_resamples,
             "batch_size": batch_size,
         },
@@ -165,6 +220,7 @@ def evaluate_run(
     PromptError
         If the pairs share a prompt or family with those it was found or its size was chosen on.
     """
+    check_nulls(nulls, draws)
     same_model(circuit, model)
     found = circuit_of(circuit)
     found_on = check_new(circuit, pairs)
@@ -210,18 +266,20 @@ def evaluate_run(
 
 
 def compare_run(
-    model: Model,
+    model: Model | None,
     circuits: Sequence[Run],
     keeping: Keeping,
     *,
     pairs: Mapping[str, Pairs] | None = None,
-    ablation: str = "resample",
+    ablation: str | None = None,
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Run:
     """Overlap of circuits and, with ``pairs``, what each does on them, as a run ``circuit-compare``.
 
-    See :func:`refusal_nn.circuits.compare` and :func:`refusal_nn.circuits.cross_faithfulness`.
+    See :func:`refusal_nn.circuits.compare` and :func:`refusal_nn.circuits.cross_faithfulness`. Without
+    pairs no pass is made: with ``model`` None nothing is loaded, and the model is the one that made
+    the first circuit; ``ablation`` and ``batch_size`` go with pairs only.
 
     Raises
     ------
@@ -234,8 +292,20 @@ def compare_run(
     named = {run.name: circuit_of(run) for run in circuits}
     if len(named) < len(circuits):
         raise RequestError("a run is named twice; compare different circuits.")
+    if not circuits:
+        raise RequestError("comparing needs at least two circuits, got 0.")
+    used = model if model is not None else _made_with(circuits[0])
     for run in circuits:
-        same_model(run, model)
+        same_model(run, used)
+    if pairs:
+        if model is None:
+            raise RequestError("circuits are measured on pairs, which needs the model; give it.")
+        ablation = "resample" if ablation is None else ablation
+    elif ablation is not None or batch_size is not None:
+        raise RequestError(
+            "ablation and batch size have no effect where no pairs are measured; leave them out, or "
+            "give pairs."
+        )
     metrics = [Metric.from_attrs(c.attrs).to_attrs() for c in named.values()] if pairs else []
     if any(m != metrics[0] for m in metrics):
         raise RequestError(
@@ -247,6 +317,8 @@ def compare_run(
     def work(recorder: Recorder) -> Work:
         groups = {"/": compare(named)}
         if pairs:
+            assert model is not None
+            assert ablation is not None
             groups["cross"] = cross_faithfulness(
                 model,
                 named,
@@ -265,7 +337,7 @@ def compare_run(
         "circuit-compare",
         keeping,
         work,
-        model=model,
+        model=used,
         prompts_hash="+".join(p.hash for p in sets) or str(circuits[0].tree.attrs["prompts_hash"]),
         options={
             "pairs": list(pairs or {}),
@@ -322,11 +394,15 @@ def check_new(circuit: Run, pairs: Pairs) -> Pairs:
         If they share a prompt or family, or do with the pairs its size was chosen on.
     """
     found_on = pairs_of(circuit.tree["discovery"].to_dataset().load(), "discovery")
-    check_disjoint(found_on.prompts(), pairs.prompts())
+    check_apart(found_on, pairs)
     if "sizes" in circuit.tree.children:
-        chosen_on = pairs_of(circuit.tree["sizes"].to_dataset().load(), "selection")
-        check_disjoint(chosen_on.prompts(), pairs.prompts())
+        check_apart(pairs_of(circuit.tree["sizes"].to_dataset().load(), "selection"), pairs)
     return found_on
+
+
+def _made_with(run: Run) -> Model:
+    # what makes no pass asks a model for no more than this
+    return cast("Model", MadeWith(run))
 
 
 def _joined(sets: Sequence[Pairs]) -> Pairs:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 
-from refusal_nn.errors import ModelError, RequestError
+from refusal_nn.errors import ModelError, RequestError, UnavailableError
 from refusal_nn.models._architecture import build_architecture
 from refusal_nn.models._catalogue import EMBEDDED, ON_SERVERS
 from refusal_nn.models._commit import commit_of
@@ -45,11 +47,12 @@ class Limits:
     in_flight : int
         Jobs submitted and not collected at one time.
     deadline : float
-        Seconds without news of any job (a change of state, a result) after which waiting ends.
+        Seconds without news of any job (a change of state or of its place in the queue, a result)
+        after which waiting ends. A question that fails for now is repeated for so long.
     retries : int
-        Times a request is repeated after a failure that may pass.
+        Times a job is sent again after it failed for a reason that may pass.
     backoff : float
-        Seconds before the first repetition; each further one waits twice as long.
+        Seconds before the first repetition; each further one waits twice as long, up to 30 s.
     poll : float
         Seconds between two questions about jobs at first; they grow to 20 times that.
     """
@@ -64,11 +67,15 @@ class Limits:
     poll: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "sent_bytes", "received_bytes", "in_flight", "deadline"):
-            if getattr(self, name) <= 0:
-                raise RequestError(f"{name} must be above 0, got {getattr(self, name)}.")
-        if self.retries < 0:
-            raise RequestError(f"retries must be 0 or more, got {self.retries}.")
+        above = ("tokens", "sent_bytes", "received_bytes", "in_flight", "deadline", "poll")
+        for name in (*above, "retries", "backoff"):
+            value = getattr(self, name)
+            if not math.isfinite(value):  # no comparison below is true of a nan
+                raise RequestError(f"{name} must be a finite number, got {value}.")
+            if name in above and value <= 0:
+                raise RequestError(f"{name} must be above 0, got {value}.")
+            if value < 0:
+                raise RequestError(f"{name} must be 0 or more, got {value}.")
 
 
 @dataclass(eq=False)
@@ -85,6 +92,11 @@ class Link:
     limits : Limits
     pinned : str or None
         Commit that the server must run, where the client knows it.
+    by_commit : bool
+        The commit was asked for and the server has the model under another name; what it runs must be
+        told and be that commit.
+    dtype_known : bool
+        The dtype was asked for or the server has told it; else a job has to be run to learn it.
     detach : bool
         The stages of a run submit their jobs and raise :class:`~refusal_nn.errors.Detached` instead of
         waiting.
@@ -99,6 +111,8 @@ class Link:
     repo: str
     limits: Limits = field(default_factory=Limits)
     pinned: str | None = None
+    by_commit: bool = False
+    dtype_known: bool = True
     detach: bool = False
     notify: Callable[[str], None] | None = None
     retried: int = 0
@@ -156,7 +170,8 @@ def load_remote(
             f"model {name!r} is a folder here, which no server has; with --backend ndif give a hub id "
             f"such as org/name, or an embedded name ({', '.join(EMBEDDED)})."
         )
-    service = Service.connect(host)
+    limits = limits or Limits()
+    service = Service.connect(host, deadline=limits.deadline)
     deployments = service.status()
     nn_model, tokenizer, commit = _shape(
         source,
@@ -166,7 +181,9 @@ def load_remote(
         dtype=dtype,
     )
     repo = ON_SERVERS[name] if name in EMBEDDED else _hub_name(source)
-    key = model_key(repo, revision, trust_remote_code=trust_remote_code)
+    key, by_commit = _key_at(
+        deployments, repo, revision, commit, trust_remote_code=trust_remote_code
+    )
     found = find_deployment(deployments, key)
     if found is None:
         _check_other_deployments(deployments, repo, key, revision)
@@ -188,7 +205,16 @@ def load_remote(
         backend="ndif",
         revision=commit or revision,
         chat_template=chat_template,
-        remote=Link(service, key, repo, limits or Limits(), pinned=commit, detach=detach),
+        remote=Link(
+            service,
+            key,
+            repo,
+            limits,
+            pinned=commit,
+            by_commit=by_commit,
+            dtype_known=(runs_in or dtype) is not None,
+            detach=detach,
+        ),
     )
     module.requires_grad_(False)
     module.eval()
@@ -205,6 +231,39 @@ def model_key(repo: str, revision: str | None, *, trust_remote_code: bool = Fals
     if trust_remote_code:
         facts["trust_remote_code"] = True
     return f"{to_import_path(TransformersModel)}:{json.dumps({**facts, 'task': TASK})}"
+
+
+def _key_at(
+    deployments: Mapping[str, Mapping[str, Any]],
+    repo: str,
+    revision: str | None,
+    commit: str | None,
+    *,
+    trust_remote_code: bool,
+) -> tuple[str, bool]:
+    """The key that a server has a model under, and whether that was chosen by its commit.
+
+    To a server no revision and ``main`` are two models, and so are a branch and the commit it is at;
+    asking for the other name would deploy a second copy. A commit is looked for under any name: the
+    first job tells what it is.
+    """
+
+    def key(name: str | None) -> str:
+        return model_key(repo, name, trust_remote_code=trust_remote_code)
+
+    def there(name: str | None) -> bool:
+        return find_deployment(deployments, key(name)) is not None
+
+    names = (revision, None, "main") if revision in (None, "main") else (revision,)
+    for name in names:
+        if there(name):
+            return key(name), False
+    if commit and revision and commit == revision.lower():
+        others = {d.get("revision") for d in deployments.values() if d.get("repo_id") == repo}
+        for name in (None, "main", *sorted(str(o) for o in others - {None, "main"})):
+            if there(name):
+                return key(name), True
+    return key(revision), False
 
 
 def find_deployment(
@@ -233,7 +292,7 @@ def deployed(deployments: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
         parked in memory), ``state`` and the number of ``replicas``.
     """
     keys = {
-        str(d["model_key"]): None
+        str(d.get("model_key")): None
         for d in deployments.values()
         if d.get("deployment_level") in ("HOT", "WARM")
     }
@@ -344,6 +403,11 @@ def _hub_name(source: str) -> str:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
             f"model {source!r} is not found on the hub: {reason}; check the name and the network."
+        ) from error
+    except (httpx.HTTPError, OSError) as error:
+        raise UnavailableError(
+            f"the hub cannot be asked about {source!r} ({type(error).__name__}); check the network and "
+            "HF_ENDPOINT."
         ) from error
 
 

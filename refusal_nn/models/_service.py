@@ -8,6 +8,7 @@ may.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from refusal_nn.errors import BackendError, RequestError, UnavailableError
+from refusal_nn.errors import BackendError, RefusalNNError, RequestError, UnavailableError
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
@@ -67,21 +68,28 @@ class Service:
         ``http://…`` or ``https://…``, without a path.
     key : str
         Access key; empty for a server without authentication.
+    deadline : float
+        Seconds that one request may take in all.
 
     Attributes
     ----------
     sent, received : int
         Bytes of jobs and of results so far.
+    until : float or None
+        Time of the monotonic clock at which the answer to a request must be there; None: `deadline`
+        seconds after the request was begun.
     """
 
     host: str
     key: str = field(default="", repr=False)
+    deadline: float = 1800.0
+    until: float | None = field(default=None, repr=False)
     sent: int = 0
     received: int = 0
     _http: httpx.Client | None = field(default=None, repr=False)
 
     @classmethod
-    def connect(cls, host: str | None = None) -> Service:
+    def connect(cls, host: str | None = None, *, deadline: float = 1800.0) -> Service:
         """The server of ``host``, of ``NDIF_HOST``, or of nnsight's configuration, in this order.
 
         The key is ``NDIF_API_KEY`` or the one that nnsight keeps. Nothing is sent yet.
@@ -89,34 +97,45 @@ class Service:
         Raises
         ------
         RequestError
-            If the address is not one.
+            If the address is not one, or the key cannot be one.
         """
         from nnsight.schema.config import CONFIG
 
-        given = host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST
-        key = os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or ""
-        parts = urlsplit(given)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        given = str(host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST).strip()
+        key = str(os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip()
+        if not (key.isascii() and key.isprintable()) or " " in key:
             raise RequestError(
-                f"host {given!r} is not an address; write it with its scheme, such as "
-                "http://localhost:5001 or https://api.ndif.us."
+                "the access key holds a space, a line break or a letter beyond ASCII, which no key "
+                f"does; {KEY_FIX}."
+            )
+        try:
+            parts = urlsplit(given)
+            wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+        except ValueError:  # brackets that do not match, a port out of range
+            wrong = True
+        if wrong:
+            raise RequestError(
+                f"host {given.rpartition('@')[2]!r} is not an address; write it with its scheme, such "
+                "as http://localhost:5001 or https://api.ndif.us."
             )
         if parts.username or parts.password:
             raise RequestError(
                 "the host's address holds a user or password; give the bare address and put the "
                 "key in NDIF_API_KEY."
             )
-        return cls(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", key)
+        return cls(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", key, deadline)
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Deployments by name, as the server reports them (one entry a replica)."""
-        return dict(self._json("/status").get("deployments", {}))
+        found = self._mapping(self._json("/status"), "deployments")
+        return {str(name): dict(d) for name, d in found.items() if isinstance(d, Mapping)}
 
     def environment(self) -> dict[str, str]:
         """Version of Python (under ``python``) and of the packages the server has."""
         found = self._json("/env")
-        packages = {str(k): str(v) for k, v in found.get("packages", {}).items()}
-        return {"python": str(found.get("python_version", "")).split()[0], **packages}
+        packages = {str(k): str(v) for k, v in self._mapping(found, "packages").items()}
+        version = str(found.get("python_version") or "").partition(" ")[0]
+        return {**({"python": version} if version else {}), **packages}
 
     def whoami(self) -> str | None:
         """Owner of the key, if the server knows it."""
@@ -131,7 +150,9 @@ class Service:
         RequestError
             If the server refuses the key, the client's versions or the job's size.
         UnavailableError
-            If it cannot be reached or is not ready.
+            If it cannot be reached or is not ready: the job has not arrived.
+        UnansweredError
+            If the job may have arrived.
         """
         envelope = {"model_key": model_key, "compress": compress, "env": dict(env)}
         response = self._ask(
@@ -146,14 +167,28 @@ class Service:
             },
         )
         self.sent += len(blob)
-        return str(_document(response)["id"])
+        found = _document(response, UnansweredError)
+        if "id" not in found:
+            raise UnansweredError(
+                f"the server at {self.host} took a job without telling its id; ask its operator."
+            )
+        return str(found["id"])
 
     def ask(self, job: str) -> Answer | None:
-        """State of a job; None where the server knows nothing of it (yet)."""
+        """State of a job; None where the server knows nothing of it (yet).
+
+        Raises
+        ------
+        UnavailableError
+            If there is no answer, or not one of an NDIF server: jobs are there, so something is in
+            between that was not there before.
+        """
         response = self._ask("GET", f"/response/{job}", missing=True)
         if response.status_code == 404:
             return None
-        found = _document(response)
+        found = _document(response, UnavailableError)
+        if "status" not in found:
+            raise UnavailableError(f"the server at {self.host} does not tell how job {job} is.")
         status, text = str(found["status"]), self.scrub(str(found.get("description") or ""))
         if status == "COMPLETED":
             return Answer("done", status, text, str(found.get("data") or ""))
@@ -170,16 +205,25 @@ class Service:
             If they cannot be reached.
         """
         try:
-            response = self._client().get(url)
+            response = self._send("GET", url)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            raise BackendError(
+                f"the server at {self.host} gives the result of a job at no address that can be read; "
+                "ask its operator."
+            ) from None
         except httpx.HTTPError as error:
             # its text may quote the address, which grants access
             raise UnavailableError(
                 f"the result of a job cannot be downloaded from where {self.host} keeps results "
                 f"({type(error).__name__}); check that its object store can be reached from here."
             ) from None
-        if response.status_code >= 500:
+        # a redirection is a proxy's or a login page's: stores answer themselves
+        if response.status_code in (408, 425, 429) or not (
+            200 <= response.status_code < 300 or 400 <= response.status_code < 500
+        ):
             raise UnavailableError(
-                f"the object store of {self.host} answered with HTTP {response.status_code}."
+                f"the object store of {self.host} answered with HTTP {response.status_code}; check "
+                "that it, not a proxy, is reached from here."
             )
         if response.status_code >= 400:
             raise BackendError(
@@ -195,10 +239,34 @@ class Service:
 
     def _client(self) -> httpx.Client:
         if self._http is None:
-            timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-            self._http = httpx.Client(timeout=timeout)
+            self._http = _client_for(self.host)
             weakref.finalize(self, self._http.close)
         return self._http
+
+    def _send(self, method: str, url: str, **content: Any) -> httpx.Response:
+        """One request, ended when its time is up: the client's own limits are for each chunk."""
+        until = self.until if self.until is not None else time.monotonic() + self.deadline
+        left = max(1.0, until - time.monotonic())
+        until = time.monotonic() + left
+        timeout = httpx.Timeout(min(READ_SECONDS, left), connect=min(CONNECT_SECONDS, left))
+        body = bytearray()
+        with self._client().stream(method, url, timeout=timeout, **content) as response:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("the answer is not whole in time")
+        # without the headers: the body is decoded already
+        return httpx.Response(response.status_code, content=bytes(body), request=response.request)
+
+    def _mapping(self, found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+        """A field that maps names; empty where it is missing."""
+        value = found.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise RequestError(
+                f"what answers at {self.host} is not an NDIF server of this version: its {name} are a "
+                f"{type(value).__name__}; check --host."
+            )
+        return value or {}
 
     def _json(self, path: str) -> dict[str, Any]:
         for pause in PAUSES:
@@ -219,7 +287,7 @@ class Service:
     ) -> httpx.Response:
         access = {"ndif-api-key": self.key} if self.key else {}
         try:
-            response = self._client().request(
+            response = self._send(
                 method, f"{self.host}{path}", headers={**access, **(headers or {})}, **content
             )
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -230,12 +298,13 @@ class Service:
                 "that the server runs."
             ) from None
         except httpx.TimeoutException as error:
-            raise UnavailableError(
+            sent = method == "POST" and not isinstance(error, _NOT_SENT)
+            raise (UnansweredError if sent else UnavailableError)(
                 f"the server at {self.host} does not answer ({type(error).__name__}); try again "
                 "later."
             ) from None
         except httpx.HTTPError as error:
-            raise UnavailableError(
+            raise (UnansweredError if method == "POST" else UnavailableError)(
                 f"the connection to {self.host} broke ({type(error).__name__}); try again later."
             ) from None
         if response.status_code < 400 or (missing and response.status_code == 404):
@@ -244,7 +313,7 @@ class Service:
 
     def _refusal(self, response: httpx.Response) -> Exception:
         """What an HTTP error means to the user."""
-        code, said = response.status_code, self.scrub(_detail(response)).rstrip(".")
+        code, said = response.status_code, _short(self.scrub(_detail(response)))
         if code in (401, 403) or (code == 400 and "API key" in said):
             what = "wants an access key" if not self.key else "does not accept the access key"
             return RequestError(f"the server at {self.host} {what} ({said}); {KEY_FIX}.")
@@ -254,7 +323,7 @@ class Service:
                 "without a path."
             )
         if code == 413:
-            return RequestError(
+            return TooLargeError(
                 f"the server at {self.host} takes no job of this size ({said}); pass a smaller "
                 "--batch-size."
             )
@@ -263,22 +332,40 @@ class Service:
                 f"the server at {self.host} takes no more jobs for now: {said}; wait, or ask its "
                 "operator for a higher quota."
             )
+        if code == 504 and response.request.method == "POST":  # a proxy's, which had passed it on
+            return UnansweredError(
+                f"what stands before {self.host} waited in vain for its answer: {said} (HTTP 504)."
+            )
         if code >= 500:
             return _NotReadyError(f"the server at {self.host} is not ready: {said} (HTTP {code}).")
         return RequestError(f"the server at {self.host} refuses the request: {said} (HTTP {code}).")
+
+
+class TooLargeError(RequestError):
+    """A job has more bytes than a server takes; its halves may pass."""
+
+
+class UnansweredError(UnavailableError):
+    """A job was sent and no answer came: the server may compute it, under an id nobody knows."""
 
 
 class _NotReadyError(UnavailableError):
     """A server answers, but not with what was asked."""
 
 
-def _document(response: httpx.Response) -> dict[str, Any]:
+_NOT_SENT = (httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+def _document(
+    response: httpx.Response, otherwise: type[RefusalNNError] = RequestError
+) -> dict[str, Any]:
+    """The JSON object of an answer, or `otherwise` where it holds none."""
     try:
         found = response.json()
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise RequestError(
+        raise otherwise(
             f"what answers at {response.request.url.copy_with(path='/', query=None)} is not an NDIF "
             "server; check --host."
         )
@@ -291,4 +378,43 @@ def _detail(response: httpx.Response) -> str:
     except ValueError:
         body = response.text
     said = body.get("detail", body) if isinstance(body, dict) else body
-    return " ".join(str(said).split())[:500] or response.reason_phrase
+    return " ".join(str(said).split()) or response.reason_phrase
+
+
+def _short(said: str) -> str:
+    return said[:500].rstrip(".")
+
+
+def _client_for(host: str) -> httpx.Client:
+    """A client that goes through the proxies of the environment, but not to this machine itself."""
+    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    here = ("127.0.0.1", "localhost", "[::1]")
+    try:
+        return httpx.Client(timeout=timeout, mounts={f"all://{name}": None for name in here})
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        if urlsplit(host).hostname in [name.strip("[]") for name in here]:
+            return httpx.Client(timeout=timeout, trust_env=False)
+        # its text quotes the proxy, which may hold a password
+        given = [f"{n}_PROXY" for n in ("ALL", "HTTPS", "HTTP") if _proxy(n)]
+        fix = " or install httpx[socks]" if isinstance(error, ImportError) else ""
+        raise RequestError(
+            f"the proxy in {', '.join(given) or 'the system settings'} cannot be used "
+            f"({'SOCKS is not installed' if fix else 'not an address of a proxy'}); correct it, unset "
+            f"it, name {urlsplit(host).hostname} in NO_PROXY{fix}."
+        ) from None
+
+
+def _proxy(name: str) -> str | None:
+    return os.environ.get(f"{name}_PROXY") or os.environ.get(f"{name.lower()}_proxy")
+
+
+def _without_signatures(record: logging.LogRecord) -> bool:
+    """Cut the query, which grants access to results, from the addresses that httpx logs."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            arg.copy_with(query=None) if isinstance(arg, httpx.URL) else arg for arg in record.args
+        )
+    return True
+
+
+logging.getLogger("httpx").addFilter(_without_signatures)

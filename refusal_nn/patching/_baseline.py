@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn import stats
 from refusal_nn._batches import batches_of
+from refusal_nn.attribution._told_apart import check_told_apart
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.patching._metric import REFUSAL, measured
 from refusal_nn.tracing import Passes, Request, Results, pad
@@ -108,7 +108,7 @@ def baseline(
     ------
     PromptError
         If pairs are not aligned, screening leaves none, or the mean difference between the prompts
-        of a pair cannot be told from 0.
+        of a pair cannot be told from 0, or has the wrong sign.
     """
     aligned = align(model, pairs)
     size = max(1, rows // 2)
@@ -148,7 +148,7 @@ def baseline(
         corrupted[kept],
         tuple(pairs.pair_id[~kept]),
     )
-    _check_difference(out, metric)
+    check_told_apart(out.pairs, out.clean, out.corrupted, metric)
     return out
 
 
@@ -174,17 +174,3 @@ def blocks(model: Model, metric: Metric, layers: Sequence[int] | None) -> list[i
             f"(metric {metric.kind} on model {model.name!r})."
         )
     return chosen
-
-
-def _check_difference(found: Baseline, metric: Metric) -> None:
-    estimate = stats.mean(found.difference, cluster=found.pairs.family)
-    if np.isfinite(estimate.low) and not estimate.low <= 0 <= estimate.high:
-        return
-    if not np.isfinite(estimate.low) and estimate.value != 0:
-        return  # one family has no interval
-    raise PromptError(
-        f"the {metric.kind} of the harmful and the harmless prompts of {found.pairs.name!r} differs "
-        f"by {estimate.value:.3g} on average, with an interval ({estimate.low:.3g} to "
-        f"{estimate.high:.3g}, {estimate.n} pairs) that includes 0, so what a patch recovers of it "
-        "is undefined; use pairs the model tells apart, more of them, or another metric."
-    )

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from refusal_nn import stats
 from refusal_nn._batches import batches_of
 from refusal_nn.patching._exchange import Exchange
+from refusal_nn.patching._metric import needs_clean_run
 from refusal_nn.patching._sets import Head, as_variant, head_name
 from refusal_nn.tracing import Capture, Passes, Ref, Request, Results, forward_request, pad
-from refusal_nn.tracing import _heads as _heads  # adds `direct_heads` and `overlap`
+from refusal_nn.tracing import _heads as _heads  # adds `direct_heads`
 from refusal_nn.tracing._blocks import block_places
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.patching._baseline import Baseline
     from refusal_nn.store import Recorder
+
+_HELD = (("residual", "resid_pre"), ("z", "z"))
 
 
 def cascade(
@@ -32,12 +36,14 @@ def cascade(
     rows: int,
     recorder: Recorder,
 ) -> xr.Dataset:
-    """How much of each later head's difference between the prompts goes when a head is exchanged.
+    """How much of what each later head does for the metric goes when a head is exchanged.
 
-    On the harmful prompt, head ``src`` gets its output of the harmless run. Head ``dst`` has fallen
-    (1) if its output is then as different from the unpatched one, along the difference between the
-    two prompts, as the harmless run's is; it has not (0) if it is as before. Outputs are compared
-    at all tokens, pairs by the ratio of sums.
+    On the harmful prompt, head ``src`` gets its output of the harmless run, and the output that head
+    ``dst`` then has is put, nothing else, into the unpatched harmful run and into the harmless one
+    (path patching). ``dst`` has fallen (1) if it then does what its output of the harmless run does,
+    and stands (0) if it does what its own does: the change of the metric is taken over both runs,
+    so a head that only adds to what others do already, or only works with them, counts, too. Dimensions
+    of its output that nothing reads do not count; nor does what ``src`` does to readers of ``dst``.
 
     Parameters
     ----------
@@ -48,7 +54,12 @@ def cascade(
     Returns
     -------
     xarray.Dataset
-        ``cascade`` ``(src, dst)`` over the heads; NaN where ``dst`` is not in a later block.
+        ``cascade`` ``(src, dst)`` over the heads; NaN where ``dst`` is not in a later block, or does
+        nothing for the metric on its own, by an interval over families that does not lie above 0.
+
+    References
+    ----------
+    Wang et al. 2022, *Interpretability in the wild* (path patching); Goldowsky-Dill et al. 2023.
     """
     heads = sorted(heads)
     names = np.array([head_name(head) for head in heads], dtype=object)
@@ -57,9 +68,13 @@ def cascade(
     layers = sorted({layer for layer, _ in heads})
     sources = [head for head in heads if head[0] < layers[-1]] if heads else []
     if sources:
-        found = _overlaps(model, base, metric, heads, sources, layers, positions, rows, recorder)
-        total = found.sum("prompt")
-        share = 1 - total["overlap"].values / np.where(total["whole"] > 0, total["whole"], np.nan)
+        found = _effects(model, base, metric, heads, sources, layers, positions, rows, recorder)
+        whole = found["effect_whole"].transpose("prompt", "dst").values
+        sure = stats.mean(whole, cluster=base.pairs.family)
+        # one family has no interval: then the effect itself must do
+        low = np.where(np.isfinite(sure.low), sure.low, sure.value)
+        below = np.where(np.atleast_1d(low) > 0, whole.mean(axis=0), np.nan)
+        share = found["effect_fallen"].mean("prompt").transpose("src", "dst").values / below
         for i, src in enumerate(heads):
             for j, dst in enumerate(heads):
                 if dst[0] > src[0]:
@@ -67,7 +82,10 @@ def cascade(
     return xr.Dataset({"cascade": (("src", "dst"), fallen)}, coords=coords)
 
 
-def _overlaps(
+_CLEAN, _CORRUPTED = 0, 1
+
+
+def _effects(
     model: Model,
     base: Baseline,
     metric: Metric,
@@ -78,13 +96,25 @@ def _overlaps(
     rows: int,
     recorder: Recorder,
 ) -> xr.Dataset:
-    """``overlap`` and ``whole`` ``(src, prompt, dst)``: the stage ``cascade``."""
-    exchange = Exchange(model, base.aligned, metric, "necessity")
-    size = max(1, rows // len(sources))
+    """What each head does for the metric in both runs, and what of it goes: the stage ``cascade``.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``effect_whole`` ``(prompt, dst)``, in the metric's unit; ``effect_fallen`` ``(src, prompt, dst)``.
+    """
+    into = {
+        _CLEAN: Exchange(model, base.aligned, metric, "necessity"),
+        _CORRUPTED: Exchange(model, base.aligned, metric, "sufficiency"),
+    }
     n = len(base.pairs)
+    size = max(1, rows // len(heads))
     shape = (len(sources), n, len(heads))
     template = xr.Dataset(
-        {name: (("src", "prompt", "dst"), np.zeros(shape)) for name in ("overlap", "whole")},
+        {
+            "effect_whole": (("prompt", "dst"), np.zeros(shape[1:])),
+            "effect_fallen": (("src", "prompt", "dst"), np.zeros(shape)),
+        },
         coords={
             **base.labels(),
             "src": np.array([head_name(head) for head in sources], dtype=object),
@@ -92,37 +122,52 @@ def _overlaps(
         },
     )
     batches = batches_of(n, size, "prompt")
-    z = Capture("z", "z", list(layers), keep=True)
+    alone = [as_variant([head], positions) for head in heads]
+    later = [[k for k, head in enumerate(heads) if head[0] > src[0]] for src in sources]
 
     def requests(i: int) -> list[Request]:
         group = range(n)[batches[i]["prompt"]]
-        clean = pad([base.aligned.clean_rows[k] for k in group], model.pad_token)
-        out = [*exchange.runs(group, ["z"], layers), forward_request(model, clean, [z])]
-        args = {"here": Ref(2, "z"), "there": Ref(1, "z"), "mask": clean.mask}
-        # blocks before the first exchange are skipped, so every source has a pass of its own
-        for src in sources:
-            later = [layer for layer in layers if layer > src[0]]
-            at = [list(layers).index(layer) for layer in later]
-            out.append(
-                exchange.patched(
-                    group,
-                    [as_variant([src], positions)],
-                    layers,
-                    captures=[Capture("z", "z", later)],
-                    after=("overlap", {**args, "layers": at}),
-                )
+        held = [Capture(name, site, list(layers), keep=True) for name, site in _HELD]
+        held_clean = [*held, metric.readout(model, keep=True)] if needs_clean_run(metric) else held
+        out = [
+            forward_request(model, pad([side[k] for k in group], model.pad_token), captures)
+            for side, captures in (
+                (base.aligned.clean_rows, held_clean),
+                (base.aligned.corrupted_rows, held),
             )
+        ]
+        for run, other in ((_CLEAN, _CORRUPTED), (_CORRUPTED, _CLEAN)):
+            out.append(into[run].patched(group, alone, layers, base=run, donor=other, clean=_CLEAN))
+        for src, after in zip(sources, later, strict=True):
+            blocks = [layer for layer in layers if layer > src[0]]
+            z = Capture("z", "z", blocks, keep=True)
+            donor = len(out)
+            # blocks before the first exchange are skipped, so every source has a pass of its own
+            out.append(
+                into[_CLEAN].patched(group, [as_variant([src], positions)], layers, captures=[z])
+            )
+            variants = [alone[k] for k in after]
+            for run in (_CLEAN, _CORRUPTED):
+                out.append(
+                    into[run].patched(
+                        group, variants, layers, base=run, donor=donor, taken=blocks, clean=_CLEAN
+                    )
+                )
         return out
 
     def collect(i: int, results: Results) -> xr.Dataset:
         part = template.isel(batches[i]).copy(deep=True)
-        for s, (src, result) in enumerate(zip(sources, results[3:], strict=True)):
-            later = [layer for layer in layers if layer > src[0]]
-            for j, (layer, head) in enumerate(heads):
-                for name in ("overlap", "whole"):
-                    if layer > src[0]:
-                        value = result[name][later.index(layer), :, head]
-                        part[name].values[s, :, j] = value.double().numpy()
+        pairs = part.sizes["prompt"]
+        # in the order of requests: (harmful, harmless) for the whole, then after each source's run
+        metrics = [
+            r["metric"].double().numpy().reshape(-1, pairs) for r in results if "metric" in r
+        ]
+        clean, corrupted = (values[batches[i]["prompt"]] for values in (base.clean, base.corrupted))
+        part["effect_whole"].values[...] = (clean - metrics[0] + metrics[1] - corrupted).T
+        for s, after in enumerate(later):
+            here, there = metrics[2 + 2 * s : 4 + 2 * s]
+            gone = clean - here + metrics[1][after] - there
+            part["effect_fallen"].values[s][:, after] = gone.T
         return part
 
     return recorder.stage("cascade", template, batches, Passes(model, requests, collect))

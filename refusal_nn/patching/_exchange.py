@@ -7,9 +7,9 @@ unpatched run has there. Activations of the other run stay on the machine that c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -123,23 +123,41 @@ class Exchange:
         layers: Sequence[int],
         *,
         captures: Sequence[Capture] | None = None,
-        after: tuple[str, Mapping[str, Any]] | None = None,
+        base: int = _BASE,
+        donor: int = _DONOR,
+        taken: Sequence[int] | None = None,
+        clean: int | None = None,
     ) -> Request:
         """A pass of every variant on every pair: rows are all pairs of the first variant, and so on.
 
         It follows :meth:`runs` of the same ``group`` and ``layers``, and returns ``metric``
-        ``[row]``, or instead the captures given and what comes ``after``.
+        ``[row]``, or instead the captures given.
+
+        Parameters
+        ----------
+        group : sequence of int
+            Pairs.
+        variants : sequence of Variant
+        layers : sequence of int
+            Blocks whose residual stream the unpatched run held, ascending.
+        captures : sequence of Capture, optional
+        base, donor, clean : int
+            Requests of the batch that held the unpatched run, the one to take from, and the readout
+            of the harmful prompts' unpatched run, where they are not those of :meth:`runs`.
+        taken : sequence of int, optional
+            Blocks whose activations the donor held; default ``layers``.
         """
         n = len(group)
         batch = self._batch(self._base, group)
         rows = list(range(n)) * len(variants)
         first = min(swap.layer for variant in variants for swap in variant)
-        start = Start(first, Ref(_BASE, "residual", layer=list(layers).index(first), rows=rows))
-        edits = self._edits(batch, variants, layers)
+        start = Start(first, Ref(base, "residual", layer=list(layers).index(first), rows=rows))
+        edits = self._edits(batch, variants, layers if taken is None else taken, donor)
         batch = batch.repeat(len(variants))
         if captures is not None:
-            return forward_request(self.model, batch, captures, edits, start=start, after=after)
-        return measured(self.model, self.metric, batch, edits, clean=self._clean_run, start=start)
+            return forward_request(self.model, batch, captures, edits, start=start)
+        clean = self._clean_run if clean is None else clean
+        return measured(self.model, self.metric, batch, edits, clean=clean, start=start)
 
     def generated(
         self,
@@ -169,7 +187,11 @@ class Exchange:
         return pad([rows[k] for k in group], self.model.pad_token)
 
     def _edits(
-        self, batch: Batch, variants: Sequence[Variant], layers: Sequence[int]
+        self,
+        batch: Batch,
+        variants: Sequence[Variant],
+        layers: Sequence[int],
+        donor: int = _DONOR,
     ) -> list[Edit]:
         n, width = len(batch.lengths), batch.width
         rows = list(range(n)) * len(variants)
@@ -184,7 +206,7 @@ class Exchange:
             for v, swap in here:
                 self._mark(mask[v], swap, batch, n_heads)
             flags = mask.reshape(len(variants) * n, tokens, -1)
-            value = Ref(_DONOR, site, layer=list(layers).index(layer), rows=rows)
+            value = Ref(donor, site, layer=list(layers).index(layer), rows=rows)
             args = {"value": value, "mask": flags[..., None] if n_heads else flags}
             edits.append(Edit(layer, site, "swap", args))
         return edits

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import judges, stats
-from refusal_nn._batches import rows_per_pass
+from refusal_nn._batches import rows_asked
 from refusal_nn.attribution import Metric
 from refusal_nn.errors import RequestError
 from refusal_nn.evaluation import NLL_QUANTILE, REFERENCE_REQUEST, completion_nll, nll_requests
@@ -89,7 +89,7 @@ def generate(
             f"none {' or '.join(UNPATCHED)}."
         )
     rec = recorder if recorder is not None else MemoryRecorder()
-    size = batch_size or rows_per_pass(model)
+    size = rows_asked(model, batch_size)
     names = [*UNPATCHED, *exchanges]
     aligned = align(model, pairs)
     n = len(pairs)

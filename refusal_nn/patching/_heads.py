@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
-from refusal_nn._batches import rows_per_pass
+from refusal_nn._batches import rows_asked
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._baseline import Baseline, baseline, blocks
 from refusal_nn.patching._exchange import INTERCHANGES, checked_interchange
@@ -95,13 +95,13 @@ def heads(
     if not chosen_directions or len(set(chosen_directions)) < len(chosen_directions):
         raise RequestError(f"directions {list(directions)}: name at least one, each once.")
     rec = recorder if recorder is not None else MemoryRecorder()
-    rows = batch_size or rows_per_pass(model)
+    rows = rows_asked(model, batch_size)
     chosen_metric = resolve_metric(
         model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed
     )
     chosen = blocks(model, chosen_metric, layers)
     base = baseline(model, pairs, chosen_metric, screen=screen, rows=rows, recorder=rec)
-    where = None if positions is None else checked_positions(base, positions)
+    where = None if positions is None else checked_positions(base.aligned, positions)
     effect = single_effects(model, base, chosen_metric, chosen_directions, chosen, where, rows, rec)
     return head_table(
         base,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import rows_per_pass
+from refusal_nn._batches import rows_asked
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._baseline import Baseline, baseline, blocks
 from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange, chunks
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
+    from refusal_nn.tracing._align import AlignedPairs
 
 SITES = ("resid_pre", "attn_out", "mlp_out")
 LAYERS_PER_BATCH = 8
@@ -99,15 +100,15 @@ def positions(
     Heimersheim and Nanda 2024, *How to use and interpret activation patching*.
     """
     checked_interchange(direction)
-    sites = _checked_sites(model, sites)
+    sites = checked_sites(model, sites)
     rec = recorder if recorder is not None else MemoryRecorder()
-    rows = batch_size or rows_per_pass(model)
+    rows = rows_asked(model, batch_size)
     chosen_metric = resolve_metric(
         model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed
     )
     chosen = blocks(model, chosen_metric, layers)
     base = baseline(model, pairs, chosen_metric, screen=screen, rows=rows, recorder=rec)
-    where = checked_positions(base, positions)
+    where = checked_positions(base.aligned, positions)
     patched = _sweep(
         model, base, chosen_metric, direction, sites, chosen, where, cumulative, rows, rec
     )
@@ -145,7 +146,7 @@ def positions(
     )
 
 
-def checked_positions(base: Baseline, positions: Sequence[int] | None) -> list[int]:
+def checked_positions(aligned: AlignedPairs, positions: Sequence[int] | None) -> list[int]:
     """Positions to patch, from the end of the prompt, ascending.
 
     Raises
@@ -154,9 +155,9 @@ def checked_positions(base: Baseline, positions: Sequence[int] | None) -> list[i
         If one is not inside every pair, or is named twice.
     """
     if positions is None:
-        return list(base.aligned.positions)
+        return list(aligned.positions)
     chosen = sorted(int(p) for p in positions)
-    shortest = min(base.aligned.lengths)
+    shortest = min(aligned.lengths)
     if not chosen or chosen[-1] >= 0 or chosen[0] < -shortest or len(set(chosen)) < len(chosen):
         raise RequestError(
             f"positions {list(positions)} cannot be patched: name each once, negative, from the end "
@@ -255,7 +256,8 @@ def _sweep(
     return np.asarray(found["patched_metric"].values[np.argsort(order)])
 
 
-def _checked_sites(model: Model, sites: Sequence[str]) -> list[str]:
+def checked_sites(model: Model, sites: Sequence[str]) -> list[str]:
+    """``sites`` as a list, if each is a site of a block without heads, else an error."""
     names = [sites] if isinstance(sites, str) else list(sites)
     for site in names:
         if model.arch.place(site).heads:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from refusal_nn._batches import rows_per_pass
+from refusal_nn._batches import rows_asked
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.patching._baseline import blocks
 from refusal_nn.patching._cascade import cascade, direct_attribution
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
+
+
+CORRECTIONS = ("max-t", "holm", "bh")
+"""For the number of heads and directions tested; see :func:`refusal_nn.stats.sign_flip`."""
 
 
 def refusal_heads(
@@ -116,15 +120,10 @@ def refusal_heads(
     refusal heads that matter together).
     """
     rule = Rule(alpha, min_effect, max_heads, lookahead, n_permutations, seed)
-    _check_options(rule, candidates, n_controls)
-    if missing := [s for s in SPLITS if s not in pairs.splits]:
-        raise PromptError(
-            f"{pairs.name} has no pairs in split {missing[0]!r}; heads are found on train pairs, "
-            "sets of heads stop growing by val pairs, and test pairs confirm them."
-        )
-    check_disjoint(pairs.prompts())
+    check_options(rule, candidates, n_controls, correction)
+    check_splits(pairs)
     rec = recorder if recorder is not None else MemoryRecorder()
-    rows = batch_size or rows_per_pass(model)
+    rows = rows_asked(model, batch_size)
     chosen_metric = resolve_metric(
         model, metric, pairs.train, recorder=rec, batch_size=batch_size, seed=seed
     )
@@ -189,7 +188,33 @@ def refusal_heads(
     return xr.DataTree.from_dict(groups)
 
 
-def _check_options(rule: Rule, candidates: int, n_controls: int) -> None:
+def check_splits(pairs: Pairs) -> None:
+    """Refuse pairs without all three splits, or whose splits share prompts or families.
+
+    Raises
+    ------
+    PromptError
+    """
+    if missing := [s for s in SPLITS if s not in pairs.splits]:
+        raise PromptError(
+            f"{pairs.name} has no pairs in split {missing[0]!r}; heads are found on train pairs, "
+            "sets of heads stop growing by val pairs, and test pairs confirm them."
+        )
+    check_disjoint(pairs.prompts())
+
+
+def check_options(rule: Rule, candidates: int, n_controls: int, correction: str) -> None:
+    """Refuse options of :func:`refusal_heads` that cannot be.
+
+    Raises
+    ------
+    RequestError
+    """
+    if correction not in CORRECTIONS:
+        raise RequestError(
+            f"correction {correction!r} is not one of {', '.join(CORRECTIONS)}, the ways to correct "
+            "for the number of heads."
+        )
     if not 0 < rule.alpha < 1:
         raise RequestError(f"alpha {rule.alpha} is not between 0 and 1; .05 is usual.")
     if not 0 <= rule.min_effect < 1:

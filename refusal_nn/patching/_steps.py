@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from refusal_nn._batches import rows_asked
+from refusal_nn.attribution import Metric
+from refusal_nn.patching._baseline import blocks
 from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant, checked_interchange
 from refusal_nn.patching._generate import generate, of_heads
-from refusal_nn.patching._positions import SITES
+from refusal_nn.patching._positions import SITES, checked_positions, checked_sites
 from refusal_nn.patching._positions import positions as patch_positions
-from refusal_nn.patching._refusal_heads import refusal_heads
+from refusal_nn.patching._refusal_heads import check_options, check_splits, refusal_heads
+from refusal_nn.patching._select import Rule
 from refusal_nn.patching._sets import Head
 from refusal_nn.recorded import Groups, Keeping, Run, record
+from refusal_nn.tracing._align import align
+from refusal_nn.tracing._blocks import block_places
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
     from refusal_nn.store import Recorder
@@ -48,6 +53,8 @@ def positions_run(
     same pairs; ``max_new_tokens`` of 0 leaves it out.
     """
     checked_interchange(direction)
+    _check_request(model, pairs, metric, positions, layers, batch_size)
+    checked_sites(model, sites)
     where = None if positions is None else [int(p) for p in positions]
     chosen = None if layers is None else [int(layer) for layer in layers]
 
@@ -127,6 +134,10 @@ def heads_run(
     test pairs with all of them exchanged, where there are any; ``max_new_tokens`` of 0 leaves them
     out.
     """
+    check_options(Rule(alpha, min_effect, max_heads), 1, n_controls, correction)
+    check_splits(pairs)
+    block_places(model)  # of direct attribution
+    _check_request(model, pairs, metric, positions, layers, batch_size)
     where = None if positions is None else [int(p) for p in positions]
     chosen = None if layers is None else [int(layer) for layer in layers]
     options = {
@@ -184,6 +195,25 @@ def heads_run(
         seed=seed,
         inputs=list(inputs),
     )
+
+
+def _check_request(
+    model: Model,
+    pairs: Pairs,
+    metric: Metric | None,
+    positions: Sequence[int] | None,
+    layers: Sequence[int] | None,
+    batch_size: int | None,
+) -> None:
+    """Refuse what can be refused without a pass, so that nothing half-made is left."""
+    rows_asked(model, batch_size)
+    if metric is not None:
+        metric.check(model)
+    aligned = align(model, pairs)
+    if positions is not None:
+        checked_positions(aligned, positions)
+    # without a metric the refusal log-odds are, which see every block
+    blocks(model, metric or Metric("refusal-log-odds"), layers)
 
 
 def _own(group: xr.Dataset) -> xr.Dataset:

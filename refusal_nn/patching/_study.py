@@ -81,7 +81,7 @@ class Study:
         self.where: list[int] | None = None
         if positions is not None:
             for base in self.base.values():
-                self.where = checked_positions(base, positions)
+                self.where = checked_positions(base.aligned, positions)
 
     @property
     def all_heads(self) -> list[Head]:

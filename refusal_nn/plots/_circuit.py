@@ -57,7 +57,7 @@ def circuit_drawing(circuit: xr.Dataset, *, max_edges: int = MAX_EDGES) -> Figur
 
     Every box is a head or an MLP of the circuit; the bars are the token embedding and the final
     residual stream. An edge runs upward from what writes to what reads, its colour says into which
-    of a head's three inputs it goes, its width is its absolute score, and it is dashed where it works against
+    of a head's three inputs it goes, its width is its absolute score; dashed, it works against
     the metric. With grouped-query attention the key-value heads are boxes of their own (``kv1``), and
     thin grey lines lead from them to the heads that share them.
 

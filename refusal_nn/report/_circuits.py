@@ -31,8 +31,14 @@ def discovered(source: Source) -> list[Block]:
     if sizes is not None and target is not None:
         text += (
             f" It is the smallest of {plural(sizes.sizes['circuit'], 'size')} tried to reach faithfulness "
-            f"{float(target):g} on {plural(sizes.sizes['prompt'], 'selection pair')}."
+            f"{float(target):g} on {plural(sizes.sizes['prompt'], 'selection pair')}"
         )
+        value, low = (
+            float(source.attrs.get(f"faithfulness{end}", math.nan)) for end in ("", "_low")
+        )
+        if math.isfinite(low):
+            text += f" ({value:.3f}, at least {low:.3f})"
+        text += "."
     return [Paragraph(text), *_drawing(source.data), *_stability(source)]
 
 
@@ -227,16 +233,17 @@ def _nulls(null: xr.Dataset) -> Table:
             [
                 kind,
                 f"{len(draws):,}",
-                _two(float(np.median(draws))),
-                _two(float(draws.max())),
+                _three(float(np.median(draws))),
+                _three(float(draws.max())),
                 p_value(float(null["p_value"].sel(null=kind))),
             ]
         )
     return Table(
         ["random circuits", "n", "median faithfulness", "largest", "p"],
         rows,
-        caption="Circuits with as many edges drawn at random, anywhere or, layer-matched, between the "
-        "same layers and kinds of node. p: share of them that do as well, the circuit counted.",
+        caption="Circuits of as many edges made the same way from scores dealt out at random, to any edges "
+        "or, layer-matched, among those between the same layers and kinds of node. p: share of them that "
+        "do as well, the circuit counted.",
         numeric=(1, 2, 3, 4),
     )
 
@@ -249,7 +256,7 @@ def _minimality(found: xr.Dataset | None) -> list[Block]:
     rows = [
         [
             f"{found['src'].values[k]} → {found['dst'].values[k]}",
-            ratio(*(float(found[f"edge_effect{end}"].values[k]) for end in ("", "_low", "_high"))),
+            _three(*(float(found[f"edge_effect{end}"].values[k]) for end in ("", "_low", "_high"))),
         ]
         for k in order
     ]
@@ -281,7 +288,17 @@ def _cross(cross: xr.Dataset) -> Table:
 
 
 def _at(data: xr.Dataset, name: str) -> str:
-    return ratio(*(float(data[f"{name}{end}"]) for end in ("", "_low", "_high")))
+    return _three(*(float(data[f"{name}{end}"]) for end in ("", "_low", "_high")))
+
+
+def _three(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """A share with its interval to three decimals: at two, .8994 would read as the .9 it misses."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:.3f}"
+    if math.isfinite(low) and math.isfinite(high):
+        text += f" [{low:.3f}, {high:.3f}]"
+    return text.replace("-", "−")
 
 
 def _two(value: float) -> str:

@@ -237,8 +237,8 @@ def _cascade(source: Source) -> list[Block]:
         Table(
             ["exchanged", *names],
             rows,
-            caption="Which heads fall with which, in per cent: the share of what a head (column) differs "
-            "between the prompts of a pair that goes when an earlier head (row) is exchanged.",
+            caption="Which heads fall with which, in per cent: the share of what a head (column) does "
+            "for the metric that goes when an earlier head (row) is exchanged.",
             numeric=tuple(range(1, len(names) + 1)),
         )
     ]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from refusal_nn.store._export import export
-    from refusal_nn.store._jobs import JobLedger, Streaming, job_ledgers
-    from refusal_nn.store._partial import request_of
+    from refusal_nn.store._jobs import JobLedger, Streaming, forget_jobs, job_ledgers
+    from refusal_nn.store._partial import change_request, request_of
     from refusal_nn.store.catalogue import Catalogue, Run, open_runs
     from refusal_nn.store.manifest import (
         Verification,
@@ -58,12 +58,14 @@ _HOMES = {
     "describe": "runs",
     "export": "_export",
     "fingerprint": "provenance",
+    "forget_jobs": "_jobs",
     "job_ledgers": "_jobs",
     "open_runs": "catalogue",
     "locate": "manifest",
     "problems": "manifest",
     "read_attrs": "manifest",
     "remove": "runs",
+    "change_request": "_partial",
     "request_of": "_partial",
     "run_hash": "manifest",
     "run_name": "manifest",
@@ -87,11 +89,13 @@ __all__ = [
     "Streaming",
     "Verification",
     "annotate",
+    "change_request",
     "command_line",
     "default_name",
     "describe",
     "export",
     "fingerprint",
+    "forget_jobs",
     "job_ledgers",
     "locate",
     "lookup",

@@ -145,25 +145,24 @@ register(
         ("src", "dst"),
         "float",
         "0 to 1",
-        "How much of the difference in head dst's output between the prompts of a pair is gone when "
-        "head src is exchanged: 0 none, 1 all",
+        "How much of what head dst's output does for the metric is gone when head src is exchanged: "
+        "0 none, 1 all",
         "refusal_nn.patching.refusal_heads",
     ),
     Spec(
-        "overlap",
+        "effect_fallen",
         ("src", "prompt", "dst"),
         "float",
-        "squared activation units",
-        "Output of head dst with head src exchanged, less that of the harmless run, dotted with the "
-        "difference between the two runs",
+        "unit of the metric",
+        "What of effect_whole goes where head dst has the output that it has with head src exchanged",
         "refusal_nn.patching.refusal_heads",
     ),
     Spec(
-        "whole",
-        ("src", "prompt", "dst"),
+        "effect_whole",
+        ("prompt", "dst"),
         "float",
-        "squared activation units",
-        "The same without an exchange",
+        "unit of the metric",
+        "What exchanging head dst moves the metric by, in the harmful and in the harmless run together",
         "refusal_nn.patching.refusal_heads",
     ),
     Spec(

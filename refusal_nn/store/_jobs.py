@@ -8,6 +8,7 @@ behind and the next one collects its result instead of asking again.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import xarray as xr
 
 from refusal_nn.store._disk import write_atomically
+from refusal_nn.store._lock import Lock
 
 JOBS = "jobs.json"
 
@@ -78,6 +80,44 @@ def job_ledgers(partial: Path) -> dict[str, JobLedger]:
     """The ledgers of a partial run, by stage."""
     files = sorted(Path(partial).glob(f"*.{JOBS}"))
     return {file.name.removesuffix(f".{JOBS}"): JobLedger(file) for file in files}
+
+
+def has_jobs(partial: Path) -> bool:
+    """Whether a partial run has jobs that a server may still answer, or whose batches it holds."""
+    return any(
+        entry["state"] in ("submitted", "done")
+        for ledger in job_ledgers(partial).values()
+        for entry in ledger.jobs
+    )
+
+
+def forget_jobs(partial: Path) -> int:
+    """Count the jobs nobody collected as lost, so that their batches are computed again.
+
+    Returns
+    -------
+    int
+        Number of jobs given up.
+
+    Raises
+    ------
+    StoreError
+        If another process is at work on the run.
+    """
+    lock = Lock(partial)
+    alive = lock.path.stat().st_mtime if lock.path.exists() else None
+    lock.acquire()
+    try:
+        given_up = 0
+        for ledger in job_ledgers(partial).values():
+            for job in [e["id"] for e in ledger.jobs if e["state"] == "submitted"]:
+                ledger.ended(job, "lost", reason="given up by hand")
+                given_up += 1
+        return given_up
+    finally:
+        lock.release()
+        if alive is not None:  # this was no attempt: the file tells when the last one ended
+            os.utime(lock.path, (alive, alive))
 
 
 def jobs_summary(partial: Path) -> dict[str, Any]:

@@ -124,6 +124,12 @@ def request_of(path: str | Path) -> dict[str, Any]:
     return dict(request)
 
 
+def change_request(partial: Path, **facts: Any) -> None:
+    """Replace parts of what a partial run remembers of its request."""
+    request = {**request_of(partial), **facts}
+    write_atomically(partial / REQUEST, json.dumps(request, indent=2).encode())
+
+
 def _attempts(partial: Path) -> list[dict[str, Any]]:
     try:
         return list(json.loads((partial / _ATTEMPTS).read_bytes()))

@@ -22,7 +22,7 @@ from refusal_nn.store import provenance as _provenance
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._commit import commit_run
 from refusal_nn.store._disk import writing
-from refusal_nn.store._jobs import JOBS, JobLedger, jobs_summary, results_of
+from refusal_nn.store._jobs import JOBS, JobLedger, has_jobs, jobs_summary, results_of
 from refusal_nn.store._layout import Layout, Region, fit
 from refusal_nn.store._write import create_stage, read_dataset, storable
 from refusal_nn.store.recorder import Compute, Progress, prepared, relaid, report
@@ -197,12 +197,15 @@ class RunRecorder:
     def abandon(self, *, with_batches: bool = False) -> None:
         """Remove the partial directory of a run that can never be finished, if it holds no batch.
 
+        It stays while a server has jobs of it, or has returned some: what was computed there may
+        have cost much, and only the run knows of it.
+
         Parameters
         ----------
         with_batches : bool
-            Also if it does.
+            Also if it holds batches that were computed here.
         """
-        if self.already_complete or not self.partial.is_dir():
+        if self.already_complete or not self.partial.is_dir() or has_jobs(self.partial):
             return
         if with_batches or not any(
             done for done, _ in manifest.stage_progress(self.partial).values()

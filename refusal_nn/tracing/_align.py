@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from refusal_nn.errors import PromptError
@@ -52,7 +53,18 @@ class AlignedPairs:
         return len(self.lengths)
 
 
-def align(model: Model, pairs: Pairs) -> AlignedPairs:
+MIN_SHARED = 0.25
+"""Least share of the tokens of a request that both prompts of a pair have at the same place.
+
+Minimal pairs differ in one span; sets that are built differ in the object and now and then the verb
+of a request, whose frame stays: in ``tiny-pairs`` they share at least a third. Prompts with less in
+common are two requests, and what an activation at one token does is not comparable with the other.
+"""
+
+_PROBES = ("Zebras", "7 apples")
+
+
+def align(model: Model, pairs: Pairs, *, min_shared: float = MIN_SHARED) -> AlignedPairs:
     """Token rows of pairs, aligned from the end of the prompt.
 
     Parameters
@@ -60,12 +72,15 @@ def align(model: Model, pairs: Pairs) -> AlignedPairs:
     model : Model
         Its tokenizer and chat template decide the tokens.
     pairs : Pairs
+    min_shared : float
+        Least share of a request's tokens, those of the chat template left out, that its two prompts
+        must have at the same place; 0 takes any two prompts of equal length.
 
     Raises
     ------
     PromptError
-        If there are no pairs, the two prompts of a pair have different numbers of tokens, or they
-        are the same tokens.
+        If there are no pairs, the two prompts of a pair have different numbers of tokens, they are
+        the same tokens, or they share fewer than ``min_shared``.
 
     Examples
     --------
@@ -97,9 +112,41 @@ def align(model: Model, pairs: Pairs) -> AlignedPairs:
                 f"{pairs.corrupted.texts[k]!r}, is the same tokens for {model.name!r}; remove it."
             )
         first.append(where - len(a))
+    _check_shared(model, pairs, clean, corrupted, min_shared)
     return AlignedPairs(
         tuple(map(tuple, clean)),
         tuple(map(tuple, corrupted)),
         tuple(map(len, clean)),
         tuple(first),
     )
+
+
+def _check_shared(
+    model: Model,
+    pairs: Pairs,
+    clean: Sequence[Sequence[int]],
+    corrupted: Sequence[Sequence[int]],
+    least: float,
+) -> None:
+    """Refuse pairs that are two different requests of equal length."""
+    before, after = _template_tokens(model, [*clean, *corrupted])
+    for k, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
+        own = slice(before, len(a) - after)
+        same = [x == y for x, y in zip(a[own], b[own], strict=True)]
+        if sum(same) < least * len(same):
+            raise PromptError(
+                f"pair {k + 1} of {pairs.name!r} is not aligned: {pairs.clean.texts[k]!r} and "
+                f"{pairs.corrupted.texts[k]!r} share {sum(same)} of {len(same)} tokens for "
+                f"{model.name!r} at the same place, less than {least:.0%}; give pairs of one request "
+                "that differ in a word or two."
+            )
+
+
+def _template_tokens(model: Model, rows: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Tokens that the chat template puts before every request, and after it.
+
+    The former are what prompts that begin differently begin with: two probes, and ``rows``, since
+    both probes may be unknown words.
+    """
+    columns = zip(*model.chat.tokens(_PROBES), *rows, strict=False)
+    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns)), model.chat.n_eoi

@@ -79,6 +79,10 @@ class Executor:
         self, request: Request, own: list[dict[str, torch.Tensor]]
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What a request returns and what it holds."""
+        if self.model.backend == "dry-run":
+            from refusal_nn.tracing._functions import check_functions
+
+            check_functions(self.model, [request])
         plan = bind(request.plan, own, self.shared)
         inputs = {name: tensor.to(self.device) for name, tensor in request.inputs.items()}
         with self.model.lock:

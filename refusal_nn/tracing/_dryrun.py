@@ -8,11 +8,13 @@ Python process that refuses to import anything of ours executes them and returns
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -66,19 +68,34 @@ class Worker:
         )
         atexit.register(self.close)
 
-    def ask(self, blob: bytes) -> dict[str, Any]:
+    def ask(self, blob: bytes, *, within: float | None = None) -> dict[str, Any]:
         """Send one job; what it saved.
+
+        Parameters
+        ----------
+        blob : bytes
+        within : float, optional
+            Seconds after which the process is ended; default: it may take as long as it takes.
 
         Raises
         ------
         BackendError
-            If the process ended.
+            If the process ended or took too long.
         PreflightError
             If the job could not be read or failed there.
         """
         stdin, stdout = self.process.stdin, self.process.stdout
         if stdin is None or stdout is None:
             raise BackendError("the dry-run process has no pipes; start it again.")
+        late = threading.Event()
+
+        def end() -> None:  # what waits at the pipes then sees them end
+            late.set()
+            self.process.kill()
+
+        clock = threading.Timer(within, end) if within is not None else None
+        if clock is not None:
+            clock.start()
         try:
             stdin.write(struct.pack("<Q", len(blob)) + blob)
             stdin.flush()
@@ -86,8 +103,16 @@ class Worker:
             reply = stdout.read(struct.unpack("<Q", header)[0]) if len(header) == 8 else b""
         except BrokenPipeError:
             reply = b""
+        finally:
+            if clock is not None:
+                clock.cancel()
         if not reply:
             code = self.process.wait()
+            if late.is_set():
+                raise BackendError(
+                    f"the check that a job can be read on a server did not end within {within:g} s; "
+                    "pass a longer --deadline."
+                )
             raise BackendError(f"the dry-run process ended with exit code {code} during a job.")
         answer: dict[str, Any] = torch.load(io.BytesIO(reply), weights_only=True)
         if "error" in answer:
@@ -105,7 +130,8 @@ class Worker:
             self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # of a job it did not read to the end
+                    pipe.close()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -142,7 +168,9 @@ class Preflight(Backend):  # type: ignore[misc]
 
     def check(self, blob: bytes) -> None:
         """Deserialise a block."""
-        _worker(self.model, weights=False).ask(blob)
+        remote = self.model.remote
+        within = None if remote is None else remote.limits.deadline
+        _worker(self.model, weights=False).ask(blob, within=within)
 
 
 def _worker(model: Model, *, weights: bool) -> Worker:

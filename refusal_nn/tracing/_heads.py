@@ -48,35 +48,4 @@ def direct_heads(
     return {"direct": torch.stack(columns, dim=1)}
 
 
-def overlap(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """How far each head's output is from one run on the way to another, before the division.
-
-    With ``d = z_here - z_there`` the difference of two reference runs, the overlap of an output
-    ``z`` is ``(z - z_there) . d``, summed over tokens; ``d . d`` is that of the first run itself.
-
-    Parameters
-    ----------
-    taken : dict
-        ``z`` ``[layer, row, token, head, d_head]``; rows may be several variants of the references.
-    args : dict
-        ``here`` and ``there``: ``z`` of the two runs; ``layers``: which of theirs are compared;
-        ``mask`` ``[row, token]``.
-
-    Returns
-    -------
-    dict
-        ``overlap`` and ``whole``, ``[layer, row, head]``.
-    """
-    z = wide(taken["z"])
-    here, there = (wide(args[name][args["layers"]]) for name in ("here", "there"))
-    times = z.shape[1] // here.shape[1]
-    keep = args["mask"].to(z.device).bool()[None, :, :, None, None]
-    difference = torch.where(keep, here - there, 0.0).repeat(1, times, 1, 1, 1)
-    moved = torch.where(keep.repeat(1, times, 1, 1, 1), z - there.repeat(1, times, 1, 1, 1), 0.0)
-    return {
-        "overlap": (moved * difference).sum((2, 4)),
-        "whole": (difference * difference).sum((2, 4)),
-    }
-
-
-AFTER.update(direct_heads=direct_heads, overlap=overlap)
+AFTER.update(direct_heads=direct_heads)

@@ -13,11 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from refusal_nn.errors import BackendError, Detached, RequestError, UnavailableError
+from refusal_nn.errors import (
+    BackendError,
+    Detached,
+    RefusalNNError,
+    RequestError,
+    UnavailableError,
+)
 from refusal_nn.models import Model
-from refusal_nn.models._service import Answer
+from refusal_nn.models._service import Answer, TooLargeError, UnansweredError
 from refusal_nn.tracing._backends import Request, Results
-from refusal_nn.tracing._ndif_errors import failure_of
+from refusal_nn.tracing._ndif_errors import TooMuchError, failure_of
 from refusal_nn.tracing._ndif_job import Block, Job, Passes, Work
 
 if TYPE_CHECKING:
@@ -26,18 +32,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SLOWEST_POLL = 20
 """The pause between questions grows to this many times the first one."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two repetitions of a request that fails for now, at most."""
 
 
 @dataclass
 class UnderWay:
-    """A job that was submitted and not collected."""
+    """A job that was submitted and not collected.
+
+    Attributes
+    ----------
+    inherited : bool
+        Submitted by an earlier process.
+    last : sequence of str
+        Status and message it had when an earlier process heard nothing more of it; empty if none
+        gave it up.
+    """
 
     id: str
     job: Job
     attempt: int = 1
     inherited: bool = False
-    doubtful: bool = False
+    last: Sequence[str] = ()
     status: str = "SUBMITTED"
+    message: str = ""
 
 
 class Jobs:
@@ -59,6 +77,12 @@ class Jobs:
         self.ledger = ledger
         self.under_way: list[UnderWay] = []
         self.wanted: set[int] = set()
+        self.again: list[tuple[Job, int]] = []  # jobs that failed, and which attempt is the next
+        self.unread: set[int] = set()  # batches of which a result was there and of no use
+        self.most: int | None = None  # batches a job, after one was too large
+        self.not_before = 0.0
+        self.refused = 0
+        self.sealed: tuple[Job, bytes] | None = None
         self.news = time.monotonic()
         self.told = ""
 
@@ -69,28 +93,63 @@ class Jobs:
         ------
         Detached
             If ``detach`` and not all answers are there yet; what is missing has been submitted.
+        RequestError
+            If ``detach`` where no ledger is kept, or jobs were left at another server.
         BackendError
             If a job fails, or there is no news of any within the deadline.
         """
+        if detach and self.ledger.file is None:
+            raise RequestError(
+                "detach needs a run to come back to, and this call keeps none: its jobs could not be "
+                "collected; pass detach=False, or keep the work as a run."
+            )
         self.wanted = set(indices)
         todo = self._inherit()
         yield from self._collect(todo)
         source = self.work.jobs(sorted(todo))
-        upcoming = next(source, None)
+        upcoming = self._next(source)
         while self.under_way or upcoming is not None:
+            free = True
             while upcoming is not None and (detach or self._room()):
-                self._submit(upcoming)
-                upcoming = next(source, None)
+                free = self._submit(*upcoming)
+                if not free:
+                    break
+                upcoming = self._next(source)
             lost: set[int] = set()
             yield from self._collect(lost)
             if lost:
-                again = self.work.jobs(sorted(lost))
-                source = itertools.chain(source, again)
-                upcoming = upcoming or next(source, None)
-            if self.under_way and not (upcoming is not None and (detach or self._room())):
-                if detach:
-                    raise Detached(self._host, {work.id: work.status for work in self.under_way})
-                self._pause()
+                source = itertools.chain(source, self.work.jobs(sorted(lost)))
+            upcoming = upcoming or self._next(source)
+            if upcoming is None and not self.under_way:
+                return
+            if upcoming is not None and free and (detach or self._room()):
+                continue
+            if detach and upcoming is None:
+                raise Detached(self._host, {work.id: work.status for work in self.under_way})
+            self._pause()
+
+    def _next(self, source: Iterator[Job]) -> tuple[Job, int] | None:
+        """The next job to submit and which attempt it is; those that failed come first."""
+        if self.again:
+            return self.again.pop(0)
+        job = next(source, None)
+        return None if job is None else (job, 1)
+
+    def _cut(self, batches: Sequence[int]) -> None:
+        """Make batches into jobs of as many as may pass."""
+        most = self.most or 1
+        parts = [batches[i : i + most] for i in range(0, len(batches), most)]
+        self.again += [(self.work.job(part), 1) for part in parts]
+
+    def _smaller(self, job: Job) -> bool:
+        """Send the halves of a job that was too large; False where it is one batch."""
+        if len(job.batches) < 2:
+            return False
+        half = (len(job.batches) + 1) // 2
+        self.most = half if self.most is None else min(self.most, half)
+        self.link.retried += 1
+        self._cut([b for b in job.batches if b in self.wanted])
+        return True
 
     def _room(self) -> bool:
         return len(self.under_way) < self.link.limits.in_flight
@@ -107,23 +166,61 @@ class Jobs:
                     continue
                 raise RequestError(
                     f"this run left job {entry['id']} at {entry['host']}, not at {self._host}; pass "
-                    "that address in --host or NDIF_HOST, or remove the run and begin again."
+                    "that address in --host or NDIF_HOST, or, if that server is no more, give its "
+                    "jobs up with `refusal-nn runs resume RUN --host URL --forget-jobs`."
                 )
             todo -= set(batches)
             job = self.work.job(batches)
-            doubtful = bool(entry.get("silent"))
-            self.under_way.append(UnderWay(entry["id"], job, inherited=True, doubtful=doubtful))
+            last = entry.get("last", ("", "")) if entry.get("silent") else ()
+            self.under_way.append(UnderWay(entry["id"], job, inherited=True, last=last))
         return todo
 
-    def _submit(self, job: Job, attempt: int = 1) -> None:
-        blob = self.work.blob(job)
-        service, network = self.link.service, self.model.nnsight
-        env = network._remoteable_get_env()
-        name = self._patiently(lambda: service.submit(blob, self.link.key, env, True))
+    def _submit(self, job: Job, attempt: int) -> bool:
+        """Send a job, or cut it where it is known to be too large; False if none is taken for now.
+
+        Raises
+        ------
+        UnavailableError
+            If it took none until the deadline, or may have taken this one without saying so.
+        """
+        if self.most is not None and len(job.batches) > self.most:
+            self._cut(job.batches)
+            return True
+        if time.monotonic() < self.not_before and not self._silent():
+            return False
+        if self.sealed is None or self.sealed[0] is not job:
+            self.sealed = (job, self.work.blob(job))
+        blob, service = self.sealed[1], self.link.service
+        env = self.model.nnsight._remoteable_get_env()
+        try:
+            name = self._in_time(lambda: service.submit(blob, self.link.key, env, True))
+        except UnansweredError as error:
+            said = str(error).partition("; ")[0].rstrip(".")
+            raise self._kept(
+                UnavailableError(
+                    f"{said}, after a job was sent that it may have taken all the same, so it is not "
+                    "sent twice."
+                )
+            ) from error
+        except TooLargeError:
+            self.sealed = None
+            if not self._smaller(job):
+                raise
+            return True
+        except UnavailableError as error:
+            if self._silent():
+                raise self._kept(error) from error
+            self._tell(f"retrying: {error}")
+            self.link.retried += 1
+            self.not_before = time.monotonic() + self._backoff(self.refused)
+            self.refused += 1
+            return False
+        self.sealed, self.refused = None, 0
         self.ledger.submitted(name, job.batches, host=self._host, sent=len(blob))
         self.under_way.append(UnderWay(name, job, attempt))
         self.news = time.monotonic()
         self._tell()
+        return True
 
     def _collect(self, lost: set[int]) -> Iterator[tuple[int, Any]]:
         """One round of questions: yield what is done, submit again what failed for now.
@@ -133,11 +230,16 @@ class Jobs:
         service = self.link.service
         for work in list(self.under_way):
             answer = self._patiently(lambda: service.ask(work.id))  # noqa: B023 - called at once
-            if answer is not None and answer.status != work.status:
-                work.status, self.news = answer.status, time.monotonic()
+            # a place in the queue is told in the message
+            if answer is not None and (answer.status, answer.message) != (
+                work.status,
+                work.message,
+            ):
+                work.status, work.message = answer.status, answer.message
+                self.news = time.monotonic()
                 self._tell()
             if answer is None or answer.state == "running":
-                if work.doubtful or (work.inherited and self._silent()):
+                if _given_up(work, answer) or (work.inherited and self._silent()):
                     self.under_way.remove(work)
                     self._give_up(work, "lost", lost)
                 continue
@@ -149,19 +251,45 @@ class Jobs:
 
     def _finish(self, work: UnderWay, answer: Answer, lost: set[int]) -> Iterator[tuple[int, Any]]:
         service, before = self.link.service, self.link.service.received
+        batches = work.job.batches
         try:
             content = self._patiently(lambda: service.download(answer.url))
         except UnavailableError:
             raise
-        except BackendError:  # a server keeps results for an hour or so
+        except BackendError as error:  # a server keeps results for an hour or so
+            if not work.inherited:  # it stays submitted: the next attempt asks for it once more
+                raise BackendError(
+                    f"job {work.id} is done, but the object store of {self._host} does not give its "
+                    f"result out: {error} Check that store's address, clock and permissions."
+                    f"{self._way_back()}"
+                ) from error
             self._give_up(work, "gone", lost)
             return
         self.news = time.monotonic()
-        answers = self.work.answers(work.job, content)
-        for batch, found in zip(work.job.batches, answers, strict=True):
+        try:
+            answers = self.work.answers(work.job, content)
+            if len(answers) != len(batches):
+                raise ValueError(f"{len(answers)} answers for {len(batches)} batches")
+        except RefusalNNError as error:  # the model there is not the one that is meant
+            for other in [work, *(w for w in self.under_way if not w.inherited)]:
+                self.ledger.ended(other.id, "failed", reason=str(error))
+            raise
+        except Exception as error:  # bytes that are no result may break anything that reads them
+            again = self.unread & set(batches)
+            self._give_up(work, "gone", lost)
+            if again:
+                raise BackendError(
+                    f"the result of job {work.id} at {self._host} cannot be read, nor could the one "
+                    f"before it ({type(error).__name__}); check what lies between here and its object "
+                    f"store, and the versions with `refusal-nn remote status`.{self._way_back()}"
+                ) from error
+            self.unread |= set(batches)
+            return
+        for batch, found in zip(batches, answers, strict=True):
             if batch in self.wanted:
                 self.wanted.discard(batch)
                 yield batch, found
+        self.news = time.monotonic()  # what the caller did meanwhile was not the server's silence
         # after the last result is written: until then the job is asked for again
         self.ledger.ended(work.id, "done", received=service.received - before)
 
@@ -169,14 +297,16 @@ class Jobs:
         """Raise, or send the batches again where that may help."""
         error = failure_of(self.link, answer.message)
         self.ledger.ended(work.id, "failed", reason=str(error))
+        if isinstance(error, TooMuchError) and self._smaller(work.job):
+            return
         if work.inherited:  # judge it by an attempt of our own
             lost.update(b for b in work.job.batches if b in self.wanted)
             return
         if not isinstance(error, UnavailableError) or work.attempt > self.link.limits.retries:
             raise error
         self.link.retried += 1
-        time.sleep(self.link.limits.backoff * 2 ** (work.attempt - 1))
-        self._submit(work.job, work.attempt + 1)
+        self.not_before = time.monotonic() + self._backoff(work.attempt - 1)
+        self.again.append((work.job, work.attempt + 1))
 
     def _give_up(self, work: UnderWay, state: str, lost: set[int]) -> None:
         self.ledger.ended(work.id, state)
@@ -184,18 +314,33 @@ class Jobs:
         self.news = time.monotonic()
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Do something that may fail for now, with growing pauses in between."""
-        limits = self.link.limits
-        for attempt in range(limits.retries + 1):
+        """Ask something that may fail for now, with growing pauses, until the deadline."""
+        for attempt in itertools.count():
             try:
-                return action()
+                return self._in_time(action)
             except UnavailableError as error:
-                if attempt == limits.retries or self._silent():
+                if self._silent():
                     raise self._kept(error) from error
                 self._tell(f"retrying: {error}")
                 self.link.retried += 1
-                time.sleep(limits.backoff * 2**attempt)
+                time.sleep(min(self._backoff(attempt), self._left()))
         raise AssertionError("unreachable")
+
+    def _in_time(self, action: Callable[[], T]) -> T:
+        """Do something at the server that ends at the deadline."""
+        service = self.link.service
+        service.until = time.monotonic() + self._left()
+        try:
+            return action()
+        finally:
+            service.until = None
+
+    def _backoff(self, attempt: int) -> float:
+        return min(self.link.limits.backoff * 2 ** min(attempt, 30), LONGEST_PAUSE)
+
+    def _left(self) -> float:
+        """Seconds until the deadline, a little more than none."""
+        return max(0.01, self.news + self.link.limits.deadline - time.monotonic())
 
     def _pause(self) -> None:
         """Wait before the next round of questions.
@@ -209,26 +354,32 @@ class Jobs:
         quiet = time.monotonic() - self.news
         own = [work for work in self.under_way if not work.inherited]
         if self._silent() and own:
-            for work in own:  # the next attempt asks once and then sends these again
-                self.ledger.note(work.id, silent=True)
+            for work in own:  # the next attempt looks whether they moved
+                self.ledger.note(work.id, silent=True, last=[work.status, work.message])
             raise BackendError(
                 f"no news of {_count(self.under_way)} at {self._host} for {_span(quiet)} (last state: "
-                f"{', '.join(sorted({w.status for w in self.under_way}))}); the run is kept: look at "
-                "the server with `refusal-nn remote status`, then continue with `refusal-nn runs "
-                "resume`."
+                f"{', '.join(sorted({w.status for w in self.under_way}))}); look at the server with "
+                f"`refusal-nn remote status`.{self._way_back()}"
             )
         self._tell()
         pause = min(limits.poll * (1 + quiet / 2), limits.poll * SLOWEST_POLL)
-        time.sleep(min(pause, max(0.01, limits.deadline - quiet)))
+        if not self.under_way:
+            pause = max(pause, self.not_before - time.monotonic())
+        time.sleep(min(pause, self._left()))
 
     def _silent(self) -> bool:
         return time.monotonic() - self.news > self.link.limits.deadline
 
     def _kept(self, error: UnavailableError) -> UnavailableError:
-        kept = "; what is done is kept: continue with `refusal-nn runs resume`"
-        if not self.under_way or self.ledger.file is None:
+        if self.ledger.file is None:
             return error
+        kept = "; what is done is kept: continue with `refusal-nn runs resume`"
         return UnavailableError(f"{str(error).rstrip('.')}{kept}.")
+
+    def _way_back(self) -> str:
+        if self.ledger.file is None:
+            return ""
+        return " The run is kept: continue with `refusal-nn runs resume`."
 
     @property
     def _host(self) -> str:
@@ -250,6 +401,15 @@ class Jobs:
 def send(model: Model, block: bytes) -> bytes:
     """Run one serialised block and wait; the bytes of what it saved."""
     return _one(model, Block(block))  # type: ignore[no-any-return]
+
+
+def learn_dtype(model: Model) -> None:
+    """Have a model deployed that is not yet, by an empty job, to know what dtype it runs in there.
+
+    The dtype is part of what a run is known by, so it is needed before the first stage.
+    """
+    if model.remote is not None and not model.remote.dtype_known:
+        execute(model, [])
 
 
 def execute(model: Model, requests: Sequence[Request]) -> Results:
@@ -275,6 +435,22 @@ def stream(
     assert model.remote is not None
     jobs = Jobs(model, Passes(model, requests, shared), ledger)
     yield from jobs.answers(indices, detach=model.remote.detach)
+
+
+def _given_up(work: UnderWay, answer: Answer | None) -> bool:
+    """Whether a job that an earlier process waited for in vain is still as that process left it.
+
+    One that runs may take long: it is waited for once more.
+    """
+    if not work.last:
+        return False
+    if answer is None:
+        return True
+    moved = [answer.status, answer.message] != list(work.last)
+    if moved or answer.status == "RUNNING":
+        work.last = ()
+        return False
+    return True
 
 
 def _count(jobs: Sequence[Any]) -> str:

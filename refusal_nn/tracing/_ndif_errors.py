@@ -16,7 +16,15 @@ _PASSING = (
     "evicted",
     "re-sending it usually resolves",
 )
-_NOT_OURS = ("site-packages", "dist-packages", "lib/python", "nnsight/", "<frozen")
+_NOT_OURS = re.compile(
+    r"(?:^|/)(?:site-packages|dist-packages)/|/lib(?:64)?/python3[^/]*/|^<frozen"
+    # nnsight's own modules where it is not installed but checked out; a folder of that name is anyone's
+    r"|(?:^|/)nnsight/(?:intervention|tracing|modeling|schema)/"
+)
+
+
+class TooMuchError(BackendError):
+    """A job needed more time or memory than the server gives it; its halves may pass."""
 
 
 def failure_of(link: Link, said: str) -> Exception:
@@ -54,25 +62,35 @@ def failure_of(link: Link, said: str) -> Exception:
             "deployed model (`refusal-nn remote status`) or ask its operator."
         )
     if "execution timeout" in line:
-        return BackendError(
-            f"a job took longer than the server allows: {_sentence(line)}; pass a smaller "
-            "--batch-size, or smaller limits to load_model."
+        return TooMuchError(
+            f"a job of one batch took longer than the server allows: {_sentence(line)}; pass a smaller "
+            "--batch-size."
         )
     kind = UnavailableError if any(word in line.lower() for word in _PASSING) else BackendError
     return kind(f"the server failed the job: {_sentence(line)}.")
 
 
 def _raised(said: str) -> Exception:
-    """An exception inside the job: its last line, and the last place that is not the server's."""
-    last = [line for line in said.splitlines() if line.strip()][-1].strip()
+    """An exception inside the job: what it says, and the last place that is not the server's."""
+    last = _cause(said)
     if "OutOfMemoryError" in last or "out of memory" in last.lower():
-        return BackendError(
-            f"the server ran out of memory ({last[:200]}); pass a smaller --batch-size."
+        return TooMuchError(
+            f"the server ran out of memory in a job of one batch ({last[:200]}); pass a smaller "
+            "--batch-size."
         )
-    frames = [(m["path"], m["line"]) for m in _FRAME.finditer(said)]
-    own = [frame for frame in frames if not any(part in frame[0] for part in _NOT_OURS)]
+    frames = [(m["path"].replace("\\", "/"), m["line"]) for m in _FRAME.finditer(said)]
+    own = [frame for frame in frames if not _NOT_OURS.search(frame[0])]
     where = f" at {_short(own[-1][0])}:{own[-1][1]}" if own else ""
     return BackendError(f"the job failed on the server{where}: {last[:500]}")
+
+
+def _cause(said: str) -> str:
+    """The exception of a traceback: all that follows its last frame, which may be several lines."""
+    lines = said.splitlines()
+    frames = [i for i, line in enumerate(lines) if _FRAME.match(line)]
+    after = lines[frames[-1] + 1 :] if frames else lines
+    first = next((i for i, line in enumerate(after) if line.strip() and not line[0].isspace()), 0)
+    return " ".join(" ".join(after[first:]).split())
 
 
 def _short(path: str) -> str:

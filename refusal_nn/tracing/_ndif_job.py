@@ -14,10 +14,11 @@ import zstandard
 from nnsight.tracing.backend import Backend
 
 from refusal_nn.errors import ModelError
-from refusal_nn.models import EMBEDDED, Model
+from refusal_nn.models import DTYPES, EMBEDDED, Model
 from refusal_nn.tracing._backends import Request, Results
 from refusal_nn.tracing._check import check_requests, judge_check
 from refusal_nn.tracing._dryrun import serialise
+from refusal_nn.tracing._functions import check_functions
 from refusal_nn.tracing._ndif_size import size_of
 from refusal_nn.tracing._session import digest, run_job, unpack
 
@@ -102,7 +103,7 @@ class Passes:
         Raises
         ------
         PreflightError
-            If something in it cannot be serialised.
+            If something in it cannot be serialised, or a function of the user's cannot travel.
         """
         model, memo = self.model, dict[int, torch.Tensor]()
         plain = {
@@ -114,6 +115,8 @@ class Passes:
         network, backend = model.nnsight, _Bytes()
         with model.lock, network.session(backend=backend):
             answer = nnsight.save(run_job(network, plain))  # noqa: F841 - the name it comes back by
+        asked = [*self.shared, *(request for part in job.requests for request in part)]
+        check_functions(model, asked, backend.blob)
         return compress(backend.blob)
 
     def answers(self, job: Job, content: bytes) -> list[Results]:
@@ -204,17 +207,26 @@ def _check_facts(model: Model, answer: Mapping[str, Any]) -> None:
     facts = answer["facts"]
     remote = model.remote
     assert remote is not None
+    if not remote.dtype_known:  # it was not deployed when the model was loaded
+        model.dtype, remote.dtype_known = DTYPES.get(facts["dtype"], model.dtype), True
     mine = str(model.dtype).removeprefix("torch.")
     if facts["dtype"] != mine:
         raise ModelError(
             f"the server runs {remote.repo!r} in {facts['dtype']}, but {mine} was expected; pass "
             f"--dtype {facts['dtype']}, or have it deployed in {mine}."
         )
-    if remote.pinned and facts["commit"] and facts["commit"] != remote.pinned:
+    if remote.by_commit and not facts["commit"]:
         raise ModelError(
-            f"the server runs commit {facts['commit'][:12]} of {remote.repo!r}, but the hub has "
-            f"{remote.pinned[:12]} now; pass --revision {facts['commit'][:12]} to both, or have the "
-            "model deployed again."
+            f"the server does not tell which commit of {remote.repo!r} it runs, so it may not be "
+            f"{str(remote.pinned)[:12]}; leave --revision out to use what it has, or have that commit "
+            "deployed."
+        )
+    if remote.pinned and facts["commit"] and facts["commit"] != remote.pinned:
+        meant = "was asked for" if remote.by_commit else "is what the hub has now"
+        raise ModelError(
+            f"the server runs commit {facts['commit'][:12]} of {remote.repo!r}, but "
+            f"{remote.pinned[:12]} {meant}; pass --revision {facts['commit']}, or have the model "
+            "deployed again."
         )
     if facts["weights"] and not model.verified and facts["weights"] != _own_digest(model):
         raise ModelError(

@@ -10,7 +10,7 @@ from nnsight.tracing.backend import Backend
 from nnsight.tracing.tracer import save
 from nnsight.tracing.util import push
 
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import BackendError, RequestError
 from refusal_nn.models import Model
 from refusal_nn.tracing._dryrun import Preflight, serialise
 from refusal_nn.tracing._ndif import send
@@ -64,7 +64,15 @@ class Remote(Backend):  # type: ignore[misc]
             self.preflight.check(blob)
         content = io.BytesIO(send(self.model, blob))
         # of whatever type the block saved: nnsight's own client trusts a server as far
-        saved = torch.load(content, map_location="cpu", weights_only=False)
-        for value in saved.values():
+        try:
+            saved = torch.load(content, map_location="cpu", weights_only=False)
+            values = list(saved.values())
+        except Exception as error:  # bytes that are no result may break anything that reads them
+            raise BackendError(
+                f"what the server at {self.model.remote.service.host} sent back cannot be read "  # type: ignore[union-attr]
+                f"({type(error).__name__}: {error}); save tensors and plain values, and compare "
+                "versions with `refusal-nn remote status`."
+            ) from error
+        for value in values:
             save(value)
         push(tracer.info.frame, saved)

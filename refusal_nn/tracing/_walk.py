@@ -250,6 +250,8 @@ def operate(x: torch.Tensor, name: str, args: dict[str, Any]) -> torch.Tensor:
     """
     if name == "branch":
         return x.view_as(x)
+    if name == "call":
+        return call(x, args)
     dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     y = x if x.dtype == dtype else x.to(dtype)
     if name == "ablate":
@@ -276,6 +278,34 @@ def operate(x: torch.Tensor, name: str, args: dict[str, Any]) -> torch.Tensor:
     else:
         raise ValueError(f"unknown operation {name!r}")
     return out if x.dtype == dtype else out.to(x.dtype)
+
+
+def call(x: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
+    """What a function of the user's makes of ``x``: ``args["function"]`` of it and ``args["args"]``.
+
+    Of a copy, because it may write into what it is given.
+    """
+    given = {name: beside(value, x) for name, value in args["args"].items()}
+    out = args["function"](x.clone(), **given)
+    if not isinstance(out, torch.Tensor) or out.shape != x.shape:
+        got = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise ValueError(
+            f"function {args['name']} must return a tensor of shape {list(x.shape)}, as it is given, "
+            f"but returned {got}"
+        )
+    return out.to(device=x.device, dtype=x.dtype)
+
+
+def beside(value: Any, x: torch.Tensor) -> Any:
+    """Plain data with its tensors on the device of ``x``, those of floats in its dtype."""
+    if isinstance(value, torch.Tensor):
+        floats = value.is_floating_point()
+        return value.to(device=x.device, dtype=x.dtype if floats else value.dtype)
+    if isinstance(value, dict):
+        return {k: beside(v, x) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(beside(v, x) for v in value)
+    return value
 
 
 def row_shaped(vector: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,12 @@ import pytest
 import torch
 import xarray as xr
 
-from refusal_nn.attribution import Metric, attribute
+from refusal_nn.attribution import Metric
+from refusal_nn.attribution._attribute import _summary
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.prompts import Pairs
 from refusal_nn.tracing import _edges
-from tests.attribution._made import DIFFERENCE, LOG_ODDS, log_odds, made_pairs
+from tests.attribution._made import DIFFERENCE, LOG_ODDS, attribute, log_odds, made_pairs
 from tests.attribution._split import SPLIT, SplitGraph, edge_scores
 from tests.families import FAMILIES, plain_module, tiny_model
 
@@ -158,6 +159,33 @@ def test_mean_and_standard_error_are_over_pairs():
     assert (found.attrs["method"], found.attrs["ablation"]) == ("eap", "resample")
 
 
+def test_the_standard_error_is_of_families():
+    """Each pair twice in its family: as sure as with each pair once; apart, surer by sqrt 2."""
+    values = np.random.default_rng(0).normal(size=(6, 3, 2))
+    family = np.array(list("abcdef"), dtype=object)
+
+    def error(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
+        table = xr.Dataset({"edge_score": (("prompt", "src", "dst"), scores)})
+        return _summary(table, "edge", family)["edge_score_se"].values
+
+    once = values.std(0, ddof=1) / 6**0.5
+    np.testing.assert_allclose(error(values, family), once)
+    np.testing.assert_allclose(error(values.repeat(2, axis=0), family.repeat(2)), once)
+    # families of unequal size, by the formula of a ratio estimator written out
+    uneven = np.array(list("aaabbc"), dtype=object)
+    sums = [(values[uneven == f] - values.mean(0)).sum(0) for f in "abc"]
+    np.testing.assert_allclose(error(values, uneven), (sum(s**2 for s in sums) * 3 / 2) ** 0.5 / 6)
+    assert np.isnan(error(values, np.array(["a"] * 6, dtype=object))).all()
+
+
+def test_a_table_of_scores_counts_families():
+    rows = [{**row, "family": f"f{k // 2}"} for k, row in enumerate(made_pairs(4).to_rows())]
+    found = attribute(tiny_model("llama"), Pairs.from_rows(rows), LOG_ODDS, method="eap")
+    halves = found["edge_score"].values.astype(float).reshape(2, 2, *found["edge_score"].shape[1:])
+    expected = halves.mean(1).std(0, ddof=1) / 2**0.5
+    np.testing.assert_allclose(found["edge_score_se"], expected, rtol=1e-4, atol=1e-9)
+
+
 def test_metrics_of_both_runs_are_those_of_the_plain_model():
     model = tiny_model("llama", torch.float64)
     pairs = made_pairs(3, (4, 6))
@@ -178,6 +206,8 @@ def test_metrics_of_both_runs_are_those_of_the_plain_model():
         ({"method": "atp"}, "atp is not for level edge; .* called eap"),
         ({"method": "eap", "level": "node"}, "eap is not for level node; .* called atp"),
         ({"steps": 0}, "at least 1 step"),
+        ({"steps": 2.5}, "a whole number, got 2.5"),
+        ({"metric": "refusal-log-odds"}, "is a str, not a Metric"),
         ({"batch_size": 0}, "at least 1"),
         ({"metric": Metric.kl(), "method": "eap"}, "gradient zero"),
         ({"metric": Metric.refusal_log_odds([97])}, "token 97 is outside the vocabulary"),

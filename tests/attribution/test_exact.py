@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from refusal_nn.attribution import EdgeGraph, Metric, attribute
-from tests.attribution._made import DIFFERENCE, LOG_ODDS, log_odds, made_pairs
+from refusal_nn.attribution import EdgeGraph, Metric
+from tests.attribution._made import DIFFERENCE, LOG_ODDS, attribute, log_odds, made_pairs
 from tests.attribution._split import SplitGraph, exact_scores
 from tests.families import D_MODEL, plain_module, tiny_model, tiny_module, wrap
 

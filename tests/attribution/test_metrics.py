@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_nn.attribution import KINDS, Metric, attribute
+from refusal_nn.attribution import KINDS, Metric
 from refusal_nn.errors import RequestError
 from refusal_nn.tracing._metrics import metric_values
-from tests.attribution._made import made_pairs
+from tests.attribution._made import attribute, made_pairs
 from tests.families import D_MODEL, plain_module, tiny_model
 
 DIRECTION = np.linspace(-1, 1, D_MODEL)
@@ -83,6 +83,11 @@ def test_impossible_metrics_are_refused():
         Metric.refusal_log_odds([])
     with pytest.raises(RequestError, match="at least one token on each side"):
         Metric.logit_difference([7], [])
+    for odd in (["I"], "I", [1.5], [True]):
+        with pytest.raises(RequestError, match="takes token ids, not"):
+            Metric.refusal_log_odds(odd)
+    with pytest.raises(RequestError, match="names token 5 twice"):
+        Metric.refusal_log_odds([5, np.int64(5)])
     with pytest.raises(RequestError, match="token 8 is on both sides"):
         Metric.logit_difference([7, 8], [8])
     for bad in (np.zeros(3), np.ones((2, 2)), [np.nan, 1.0]):

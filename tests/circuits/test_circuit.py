@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -92,10 +94,32 @@ def test_greedy_grows_from_the_logits_and_leaves_a_better_edge_elsewhere():
 
 def test_a_threshold_counts_in_units_of_the_metric_a_prompt():
     values = np.stack([scores_of(SMALL, PATH), 3 * scores_of(SMALL, PATH)])
-    found = discover(table(SMALL, values), rule="threshold", threshold=6.5, ranking="signed")
-    # means are 10, 8, 6 and 4; what is left of the path leads nowhere
-    assert found.attrs["requested"] == 2
-    assert found.n_kept == 0
+    options = {"rule": "threshold", "ranking": "signed"}
+    # means are 10, 8, 6 and 4; above 6 what is left of the path leads nowhere
+    with pytest.raises(RequestError, match=r"among the 2 edges taken.*threshold of 4 or less"):
+        discover(table(SMALL, values), threshold=6.5, **options)
+    found = discover(table(SMALL, values), threshold=4, **options)
+    assert found.attrs["requested"] == found.n_kept == 4
+
+
+@pytest.mark.parametrize("rule", ["top", "greedy"])
+def test_an_empty_circuit_is_refused_with_the_smallest_size_that_is_not(rule):
+    graph = GRAPHS[1]
+    values = np.random.default_rng(4).normal(size=graph.mask.shape)
+    scores = table(graph, np.where(graph.mask, values, np.nan)[None])
+    with pytest.raises(RequestError, match="leaves none; ask for") as caught:
+        discover(scores, edges=1, rule=rule)
+    enough = int(re.search(r"ask for (\d+) edges", str(caught.value)).group(1))
+    assert discover(scores, edges=enough, rule=rule).n_kept
+    with pytest.raises(RequestError, match="leaves none"):
+        discover(scores, edges=enough - 1, rule=rule)
+    for threshold in (np.nan, np.inf):
+        with pytest.raises(RequestError, match="finite"):
+            discover(scores, rule="threshold", threshold=threshold)
+    with pytest.raises(RequestError, match="leaves none"):
+        discover(scores, rule="threshold", threshold=1000)
+    with pytest.raises(RequestError, match="goes with rule 'threshold'"):
+        discover(scores, threshold=0.1, rule=rule)
 
 
 @settings(max_examples=60, deadline=None)

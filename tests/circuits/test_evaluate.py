@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from refusal_nn.attribution import EdgeGraph, Metric
-from refusal_nn.circuits import Circuit, cross_faithfulness, evaluate, smallest
+from refusal_nn.circuits import (
+    Circuit,
+    cross_faithfulness,
+    discover,
+    evaluate,
+    random_circuits,
+    smallest,
+)
 from refusal_nn.circuits._ablation import ablation_of
 from refusal_nn.errors import InterventionError, PromptError, RequestError
 from refusal_nn.models.organisms.planted import HARMFUL, HARMLESS
@@ -30,8 +38,14 @@ def test_a_planted_circuit_is_faithful_complete_minimal_and_no_accident(name):
     assert float(root["completeness"]) == pytest.approx(0, abs=0.01)
     # every planted edge is needed
     assert tree["minimality"]["edge_effect"].values.min() > 0.05
-    # of 39 draws the smallest p-value there is
-    assert tree["null"]["p_value"].values.tolist() == [1 / 40, 1 / 40]
+    # of 39 draws the smallest p-value there is, but for draws of the planted circuit itself: few
+    # live circuits of a handful of edges lie between the same layers
+    p_random, p_matched = tree["null"]["p_value"].values
+    assert p_random == 1 / 40
+    drawn = random_circuits(p.truth, 39, kind="layer-matched")
+    itself = (drawn & p.truth.kept).sum((1, 2)) == p.truth.n_kept
+    assert itself.sum() < 10
+    assert p_matched == (1 + itself.sum()) / 40
     # and a ranking that knows it reaches it at once
     grid = tree["grid"].to_dataset()
     enough = grid["fraction"].values * p.graph.n_edges >= p.truth.n_kept
@@ -179,6 +193,51 @@ def test_pairs_the_circuit_was_found_on_are_refused():
         )
 
 
+def test_a_circuit_knows_the_pairs_it_was_found_on():
+    p = planted("gate")
+    train = pairs()["train"]
+    shape = (len(train), *p.graph.mask.shape)
+    scores = xr.Dataset(
+        {"edge_score": (("prompt", "src", "dst"), np.broadcast_to(p.truth.scores, shape))},
+        coords=train.to_dataset().coords,
+        attrs={**p.graph.to_attrs(), "metric": p.metric.kind},
+    )
+    circuit = discover(scores, edges=p.truth.n_kept)
+    again = Circuit.from_dataset(circuit.to_dataset())
+    for found in (circuit, again):
+        with pytest.raises(PromptError, match="the circuit was found on share pair"):
+            evaluate(p.model, found, train[:2], p.metric)
+        with pytest.raises(PromptError, match="the circuit was found on share pair"):
+            smallest(p.model, found, train, p.metric)
+        with pytest.raises(PromptError, match="the circuit was found on share pair"):
+            cross_faithfulness(p.model, {"a": found}, {"b": train}, p.metric)
+    tree = evaluate(p.model, circuit, pairs()["test"], p.metric, grid=False, nulls=(), **QUICK)
+    assert float(tree["faithfulness"]) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draws": 0}, "at least 1"),
+        ({"nulls": ["rand"]}, "unknown null"),
+        ({"nulls": "random"}, "give a sequence"),
+        ({"nulls": ["random", "random"]}, "named twice"),
+        ({"confidence": 95}, "confidence"),
+        ({"n_resamples": 0}, "n_resamples"),
+        ({"batch_size": 0}, "batch size"),
+        ({"batch_size": -5, "ablation": "mean", "discovery": True}, "batch size"),
+    ],
+)
+def test_options_are_checked_before_anything_is_run(options, message):
+    p = planted("gate")
+    recorder = MemoryRecorder()
+    if "discovery" in options:
+        options = {**options, "discovery": pairs()["train"]}
+    with pytest.raises(RequestError, match=message):
+        evaluate(p.model, p.truth, pairs()["test"], p.metric, recorder=recorder, **options)
+    assert not recorder._stages
+
+
 def test_pairs_that_the_model_does_not_tell_apart_are_refused_before_more_is_run():
     p = planted("gate")
     rows = [
@@ -234,10 +293,11 @@ def test_what_does_not_fit_is_refused():
 def test_the_smallest_faithful_circuit_of_a_ranking_that_knows_is_the_planted_one(name):
     p = planted(name)
     found = smallest(p.model, p.truth, pairs()["test"], p.metric, target=0.95)
-    assert found.faithfulness >= 0.95
+    assert found.low >= 0.95
+    assert found.faithfulness >= found.low
     assert set(found.circuit.edges()) <= set(p.truth.edges())
     # one edge fewer misses the target: every size up to it was tried or lies below one that was
-    tried = found.tried["faithfulness"].values[found.tried["edges_kept"] < found.circuit.n_kept]
+    tried = found.tried["faithfulness_low"].values[found.tried["edges_kept"] < found.circuit.n_kept]
     assert (tried < 0.95).all()
     assert found.circuit.attrs["target"] == 0.95
 
@@ -247,6 +307,28 @@ def test_a_ranking_that_knows_nothing_needs_many_edges():
     constant = Circuit(p.graph, p.truth.kept, np.where(p.graph.mask, 0.0, np.nan))
     found = smallest(p.model, constant, pairs()["test"][:4], p.metric, target=0.9)
     assert found.circuit.n_kept > 20
+
+
+def test_an_interval_asks_for_more_than_an_estimate_does():
+    p = planted("gate")
+    # two of the planted edges are hardly ranked above the others
+    rng = np.random.default_rng(3)
+    scores = np.where(p.graph.mask, rng.gamma(0.3, 0.2, p.graph.mask.shape), np.nan)
+    scores = np.where(p.truth.kept, np.linspace(0.05, 1, scores.size).reshape(scores.shape), scores)
+    circuit = Circuit(p.graph, p.truth.kept, -scores)
+    test = pairs()["test"]
+    sure = smallest(p.model, circuit, test, p.metric, target=0.9)
+    table = sure.tried
+    assert (table["faithfulness_low"] <= table["faithfulness"] + 1e-9).all()
+    enough = table["faithfulness_low"].values >= 0.9
+    assert sure.circuit.n_kept == table["edges_kept"].values[enough].min()
+    by_estimate = smallest(p.model, circuit, test, p.metric, target=0.9, confidence=None)
+    assert by_estimate.circuit.n_kept <= sure.circuit.n_kept
+    one = test[np.flatnonzero(test.family == test.family[0])]
+    with pytest.raises(PromptError, match="one family only"):
+        smallest(p.model, circuit, one, p.metric)
+    with pytest.raises(RequestError, match="confidence"):
+        smallest(p.model, circuit, test, p.metric, confidence=1.5)
 
 
 def test_a_wrong_target_or_rule_is_refused():

@@ -21,6 +21,7 @@ from refusal_nn.errors import RequestError
 from tests.circuits.circuits import GRAPHS, random_circuit
 
 SCHEMA = json.loads(Path(__file__).with_name("neuronpedia.schema.json").read_text())
+CFG = {"n_layers": 2, "n_heads": 4, "parallel_attn_mlp": False, "d_model": 8}
 
 
 @pytest.fixture(params=list(GRAPHS))
@@ -351,6 +352,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
                 read(path, other)
 
         class Other:
+            d_model = 16
             arch = type(
                 "Arch", (), {"n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "parallel": False}
             )
@@ -384,14 +386,18 @@ def test_a_pickle_that_is_not_tensors_is_refused_and_not_run(how: str, tmp_path:
     ("change", "message"),
     [
         ({"cfg": {}}, "cfg must give"),
-        ({"cfg": {"n_layers": 2, "n_heads": 4, "parallel_attn_mlp": True}}, "another model"),
+        ({"cfg": {**CFG, "parallel_attn_mlp": True}}, "another model"),
+        ({"cfg": {**CFG, "d_model": None}}, "d_model of its cfg is None"),
+        ({"cfg": {**CFG, "d_model": "x"}}, "d_model of its cfg is 'x'"),
+        ({"cfg": {**CFG, "d_model": True}}, "d_model of its cfg is True"),
+        ({"edges": {"m0->m1": {"score": float("nan"), "in_graph": True}}}, "not finite"),
         ({"nodes": []}, "keyed by name"),
         ({"nodes": {"m0": {"in_graph": True, "neurons": [True, False]}}}, "some neurons of m0"),
         ({"edges": {"m1->m0": {"score": 0.0, "in_graph": True}}}, "an edge 'm1->m0' that"),
         ({"edges": {"m0->m1": {"score": 0.0}}}, "needs a number 'score' and 'in_graph'"),
         ({"edges": {"m0->m1": {"score": "much", "in_graph": True}}}, "needs a number"),
         ({"edges": {"m0->m1": {"score": 0.0, "in_graph": 1}}}, "'in_graph' of edge 'm0->m1' is 1"),
-        ({"edges": {"m0->m1": {"score": 1e999, "in_graph": True}}}, "infinite scores"),
+        ({"edges": {"m0->m1": {"score": 1e999, "in_graph": True}}}, "not finite"),
         ({"edges": None}, "keyed by name"),
     ],
 )

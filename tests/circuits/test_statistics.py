@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats as scipy_stats
 
 from refusal_nn import stats
-from refusal_nn.attribution import EdgeGraph
-from refusal_nn.circuits import FRACTIONS, random_circuits
+from refusal_nn.attribution import EdgeGraph, Metric
+from refusal_nn.circuits import FRACTIONS, Circuit, discover, random_circuits
 from refusal_nn.circuits._compare import overlap_p, rank_overlap
+from refusal_nn.circuits._discover import prune
+from refusal_nn.circuits._evaluate import bench_of
 from refusal_nn.circuits._faithfulness import check_difference, cmd, cpr, faithfulness
-from refusal_nn.circuits._nulls import p_value, strata
+from refusal_nn.circuits._measure import measure
+from refusal_nn.circuits._nulls import check_nulls, p_value, strata
 from refusal_nn.circuits._stability import jaccard
 from refusal_nn.errors import PromptError, RequestError
+from refusal_nn.prompts import Pairs
+from tests.families import tiny_model
 
 GRAPH = EdgeGraph(n_layers=3, n_heads=2, n_kv_heads=1)
 
@@ -43,53 +49,141 @@ def test_intervals_of_a_ratio_of_means_cover_it_as_often_as_they_say(n, size):
     assert 0.93 <= hits / draws <= 0.97, hits / draws
 
 
-def null_effects(rng: np.random.Generator, kept: np.ndarray) -> np.ndarray:
-    """Faithfulness of circuits ``[..., src, dst]`` where edges matter alike but at random."""
-    weights = rng.gamma(1.0, 1.0, size=kept.shape[-2:])
-    return (kept * weights).sum((-2, -1)) / weights.sum()
+def from_noise(graph: EdgeGraph, seed: int, share: float, rule: str = "top") -> Circuit | None:
+    """A circuit discovered in scores that say nothing; None where nothing is left of it."""
+    noise = np.random.default_rng(seed).normal(size=graph.mask.shape)
+    values = np.where(graph.mask, noise, np.nan)
+    scores = xr.Dataset(
+        {"edge_score": (("src", "dst"), values)},
+        coords={"src": graph.src, "dst": graph.dst},
+        attrs={**graph.to_attrs(), "metric": "logit-difference"},
+    )
+    try:
+        return discover(scores, fraction=share, rule=rule)
+    except RequestError:
+        return None
 
 
+def effect(kept: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What circuits ``[circuit, src, dst]`` do where live edges matter, alike and at random."""
+    alive = np.stack([prune(GRAPH, one) for one in kept])
+    return (alive * weights).sum((-2, -1))
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["made again", "scores unknown"])
 @pytest.mark.parametrize("kind", ["random", "layer-matched"])
-def test_the_test_against_random_circuits_rejects_as_often_as_it_says_under_the_null(kind):
-    """1,000 seeded draws of a circuit that is itself one of the random ones, at level .05."""
-    rejected, simulations = 0, 1000
-    rng = np.random.default_rng(5)
-    template = GRAPH.mask & (rng.random(GRAPH.mask.shape) < 0.3)
-    for seed in range(simulations):
-        drawn = random_circuits(GRAPH, template, 100, kind=kind, seed=seed)
-        values = null_effects(np.random.default_rng(10_000 + seed), drawn)
-        rejected += p_value(values[0], values[1:]) <= 0.05
-    assert 0.02 <= rejected / simulations <= 0.07, rejected / simulations
+def test_the_test_against_random_circuits_rejects_as_often_as_it_says_under_the_null(kind, made):
+    """Circuits discovered in noise and pruned, at level .05; dead edges do nothing."""
+    below = above = n = 0
+    for seed in range(150):
+        circuit = from_noise(GRAPH, seed, 0.3)
+        if circuit is None:
+            continue
+        n += 1
+        bare = circuit if made else Circuit(GRAPH, circuit.kept)
+        drawn = random_circuits(bare, 19, kind=kind, seed=seed)
+        weights = np.random.default_rng(10_000 + seed).gamma(1.0, 1.0, size=GRAPH.mask.shape)
+        values = effect(np.concatenate([circuit.kept[None], drawn]), weights)
+        above += p_value(values[0], values[1:]) <= 0.05
+        below += p_value(-values[0], -values[1:]) <= 0.05
+    # four standard errors about .05 at n = 150
+    assert n > 140
+    assert max(above, below) / n <= 0.12, (above, below, n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["top", "greedy"])
+@pytest.mark.parametrize("kind", ["random", "layer-matched"])
+def test_on_a_model_it_rejects_circuits_found_in_noise_as_often_as_it_says(kind, rule):
+    """1,000 seeded circuits of a random Llama, discovered in noise, each against 19 draws."""
+    model = tiny_model("llama")
+    graph = EdgeGraph.of(model.arch)
+    rows = [
+        {
+            "clean": f"w{10 + i} w{20 + i} w{30 + i}",
+            "corrupted": f"w{10 + i} w{50 + i} w{30 + i}",
+            "category": "none",
+            "split": "test",
+            "family": str(i),
+        }
+        for i in range(4)
+    ]
+    metric = Metric.logit_difference([7], [8])
+    bench = bench_of(model, Pairs.from_rows(rows), metric, batch_size=256)
+    circuits = [c for seed in range(1010) if (c := from_noise(graph, seed, 0.3, rule))][:1000]
+    assert len(circuits) == 1000
+    kept = [
+        one
+        for seed, circuit in enumerate(circuits)
+        for one in (circuit.kept, *random_circuits(circuit, 19, kind=kind, seed=seed))
+    ]
+    values = measure(bench, "null", kept, [str(i) for i in range(len(kept))]).mean(1)
+    rejected = [p_value(row[0], row[1:]) <= 0.05 for row in values.reshape(1000, 20)]
+    assert 0.02 <= np.mean(rejected) <= 0.07, np.mean(rejected)
 
 
 def test_the_test_against_random_circuits_finds_a_circuit_of_the_edges_that_matter():
     rng = np.random.default_rng(0)
     weights = np.where(GRAPH.mask, rng.gamma(1.0, 1.0, size=GRAPH.mask.shape), 0)
-    best = weights > np.quantile(weights[GRAPH.mask], 0.8)
+    best = prune(GRAPH, weights > np.quantile(weights[GRAPH.mask], 0.7))
     for kind in ("random", "layer-matched"):
-        drawn = random_circuits(GRAPH, best, 99, kind=kind)
-        null = (drawn * weights).sum((1, 2))
-        assert p_value((best * weights).sum(), null) == 0.01
+        drawn = random_circuits(Circuit(GRAPH, best), 99, kind=kind)
+        assert p_value(effect(best[None], weights)[0], effect(drawn, weights)) == 0.01
 
 
+@pytest.mark.parametrize("rule", ["top", "greedy", None])
 @pytest.mark.parametrize("kind", ["random", "layer-matched"])
-def test_random_circuits_have_the_circuits_size_and_places(kind):
-    rng = np.random.default_rng(1)
-    kept = GRAPH.mask & (rng.random(GRAPH.mask.shape) < 0.2)
-    drawn = random_circuits(GRAPH, kept, 400, kind=kind, seed=2)
+def test_random_circuits_have_the_circuits_size_and_no_dead_ends(kind, rule):
+    circuit = from_noise(GRAPH, 3, 0.35, rule or "top")
+    if rule is None:
+        circuit = Circuit(GRAPH, circuit.kept)
+    drawn = random_circuits(circuit, 60, kind=kind, seed=2)
     assert not (drawn & ~GRAPH.mask).any()
-    level = strata(GRAPH, kind)
-    for stratum in np.unique(level[GRAPH.mask]):
-        here = GRAPH.mask & (level == stratum)
-        assert (drawn[:, here].sum(1) == (kept & here).sum()).all()
-        # every edge of a stratum is drawn equally often
-        k, total = int((kept & here).sum()), int(here.sum())
-        share = drawn[:, here].mean(0)
-        assert (np.abs(share - k / total) < 5 * 0.5 / 20).all()
-    again = random_circuits(GRAPH, kept, 400, kind=kind, seed=2)
-    other = random_circuits(GRAPH, kept, 400, kind=kind, seed=3)
+    assert all((prune(GRAPH, one) == one).all() for one in drawn)
+    sizes = drawn.sum((1, 2))
+    assert (sizes == circuit.n_kept).mean() > 0.8
+    assert np.abs(sizes - circuit.n_kept).max() <= 3
+    again = random_circuits(circuit, 60, kind=kind, seed=2)
+    other = random_circuits(circuit, 60, kind=kind, seed=3)
     assert (again == drawn).all()
     assert (other != drawn).any()
+
+
+def test_scores_of_a_place_stay_there_when_they_are_dealt_out():
+    """One place holds all the large scores: layer-matched circuits are made of it, random ones not."""
+    level = strata(GRAPH, "layer-matched")
+    here = level == level[GRAPH.index("input", "m1")]
+    here |= level == level[GRAPH.index("m1", "logits")]
+    noise = np.random.default_rng(0).normal(size=GRAPH.mask.shape)
+    scores = np.where(GRAPH.mask, np.where(here, 10, 0) + 0.1 * noise, np.nan)
+    attrs = {"rule": "top", "ranking": "absolute", "metric": "projection"}
+    circuit = Circuit(GRAPH, prune(GRAPH, GRAPH.mask & here), scores, attrs)
+    matched = random_circuits(circuit, 20, kind="layer-matched")
+    assert (matched == circuit.kept).all()
+    assert (random_circuits(circuit, 20, kind="random") != circuit.kept).any((1, 2)).sum() > 10
+
+
+def test_dead_ends_of_the_circuit_itself_are_not_matched():
+    edges = [("input", "m0"), ("m0", "logits")]
+    alive = Circuit.from_edges(GRAPH, edges)
+    with_dead = Circuit.from_edges(GRAPH, [*edges, ("input", "m1"), ("a0.h0", "m2")])
+    for circuit in (alive, with_dead):
+        assert (random_circuits(circuit, 20).sum((1, 2)) <= 2).all()
+    assert not random_circuits(Circuit.from_edges(GRAPH, edges[:1]), 3).any()
+
+
+@pytest.mark.parametrize(
+    ("nulls", "draws", "message"),
+    [
+        (["rand"], 9, "unknown null 'rand'"),
+        ("random", 9, "give a sequence"),
+        (["random", "random"], 9, "named twice"),
+        (["random"], 0, "at least 1"),
+    ],
+)
+def test_nulls_that_cannot_be_drawn_are_refused(nulls, draws, message):
+    with pytest.raises(RequestError, match=message):
+        check_nulls(nulls, draws)
 
 
 def test_layers_are_matched_by_the_names_of_writers_and_readers():
@@ -164,6 +258,9 @@ def test_a_denominator_that_may_be_zero_is_refused():
     with pytest.raises(PromptError, match="faithfulness, a share of that difference, is undefined"):
         faithfulness(nothing, nothing + rng.normal(0, 1, 50), nothing)
     check_difference(nothing + 1, nothing)
+    check_difference(nothing - 1, nothing)
+    with pytest.raises(PromptError, match="lower by 1 in the model"):
+        check_difference(nothing - 1, nothing, positive=True)
     # one family has no interval: then the difference itself must do
     check_difference(nothing + 1, nothing, cluster=["one"] * 50)
     with pytest.raises(PromptError, match="undefined"):
@@ -183,7 +280,12 @@ def test_overlap_of_random_circuits_is_as_likely_as_drawing_them_says():
     exact = scipy_stats.hypergeom(GRAPH.n_edges, int(first.sum()), int(second.sum())).sf(shared - 1)
     assert np.isclose(overlap_p(GRAPH, first, second), exact)
     for kind in ("random", "layer-matched"):
-        drawn = random_circuits(GRAPH, second, 20_000, kind=kind)
+        level = strata(GRAPH, kind)
+        drawn = np.zeros((20_000, *GRAPH.mask.shape), dtype=bool)
+        for stratum in np.unique(level[GRAPH.mask]):
+            here = GRAPH.mask & (level == stratum)
+            ranks = np.argsort(rng.random((20_000, int(here.sum()))), axis=1)
+            drawn[:, here] = ranks < int((second & here).sum())
         simulated = ((drawn & first).sum((1, 2)) >= shared).mean()
         assert abs(overlap_p(GRAPH, first, second, kind=kind) - simulated) < 0.015
 
@@ -209,4 +311,5 @@ def test_jaccard_is_intersection_over_union_of_every_two():
         for j in range(i + 1, 6)
     ]
     assert np.allclose(jaccard(drawn), expected)
-    assert jaccard(np.zeros((2, 3, 3), dtype=bool)).tolist() == [1.0]
+    # two empty circuits have nothing to share
+    assert np.isnan(jaccard(np.zeros((2, 3, 3), dtype=bool))).tolist() == [True]

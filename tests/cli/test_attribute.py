@@ -11,10 +11,12 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner, Result
 
-from refusal_nn import store
+from refusal_nn import load_model, store
+from refusal_nn.attribution import Metric
 from refusal_nn.cli import cli
-from tests.attribution._made import made_pairs
-from tests.families import tiny_module, tiny_tokenizer
+from refusal_nn.recorded import Keeping, record
+from tests.attribution._made import made_pairs, told_apart
+from tests.families import tiny_model, tiny_module, tiny_tokenizer
 
 
 def refusal_nn(*argv: str) -> Result:
@@ -33,8 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("attribute")
     tiny_module("llama").save_pretrained(base / "tiny-llama")
     tiny_tokenizer().save_pretrained(base / "tiny-llama")
-    rows = made_pairs(4).to_rows()
-    (base / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for file, metric in {
+        "pairs.jsonl": Metric.refusal_log_odds([7, 8]),
+        "logits.jsonl": Metric.logit_difference([7], [9]),
+    }.items():
+        rows = told_apart(tiny_model("llama"), made_pairs(6), metric).to_rows()
+        (base / file).write_text("\n".join(map(json.dumps, rows)))
     rows[2]["corrupted"] += " w20"
     (base / "uneven.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return base
@@ -53,7 +59,7 @@ def test_edges_become_a_verified_run_that_is_found_again(folder):
     path = Path(first["run"])
     assert path.name.startswith("attribute-edges-tiny-llama-")
     assert (first["reused"], first["method"], first["steps"], first["pairs"]) == (
-        *(False, "eap-ig", 3, 4),
+        *(False, "eap-ig", 3, 6),
     )
     store.verify(path)
     with xr.open_datatree(path, engine="zarr") as run:
@@ -73,7 +79,7 @@ def test_edges_become_a_verified_run_that_is_found_again(folder):
 
 def test_nodes_can_be_patched_exactly(folder):
     found = done(
-        *(*given(folder), "--level", "node", "--method", "exact"),
+        *(*given(folder, "logits.jsonl"), "--level", "node", "--method", "exact"),
         *("--metric", "logit-difference", "--refusal-tokens", "w7", "--against", "w9"),
     )
     assert Path(found["run"]).name.startswith("attribute-nodes-tiny-llama-")
@@ -106,6 +112,62 @@ def test_bad_requests_exit_2_and_leave_nothing_behind(folder, tmp_path, more, me
     assert result.exit_code == 2
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "atp"], "atp is not for level edge"),
+        (["--level", "node", "--method", "eap"], "eap is not for level node"),
+        (["--batch-size", "0"], "batch"),
+    ],
+)
+def test_options_are_checked_before_refusal_tokens_are_looked_for(
+    folder, tmp_path, monkeypatch, more, message
+):
+    """Completions are batches of their own, which a run keeps when it fails later."""
+
+    def never(*args, **options):
+        raise AssertionError("a pass was made")
+
+    monkeypatch.setattr("refusal_nn.attribution._steps.discover_refusal_tokens", never)
+    result = refusal_nn(*given(folder), "--stores", str(tmp_path), *more)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_swapped_pairs_exit_2_and_leave_nothing_behind(folder, tmp_path):
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    rows = [{**row, "clean": row["corrupted"], "corrupted": row["clean"]} for row in rows]
+    (tmp_path / "swap.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stores = tmp_path / "stores"
+    argv = [*given(folder), "--pairs", str(tmp_path / "swap.jsonl"), "--stores", str(stores)]
+    result = refusal_nn(*argv, "--refusal-tokens", "w7,8")
+    assert result.exit_code == 2
+    assert "swap the columns clean (harmful) and corrupted" in " ".join(result.stderr.split())
+    assert not stores.exists() or list(stores.iterdir()) == []
+
+
+def test_a_direction_of_another_model_is_refused(folder, tmp_path):
+    model = load_model("tiny-refuser")
+    record(
+        "direction-select",
+        Keeping(tmp_path, "chosen"),
+        lambda _r: (
+            {"/": xr.Dataset({"direction": ("d_model", np.ones(model.d_model))})},
+            {"layer": 2, "position": -1},
+        ),
+        model=model,
+        prompts_hash="0" * 16,
+        options={},
+        seed=0,
+    )
+    argv = [*given(folder), "--stores", str(tmp_path), "--metric", "projection"]
+    result = refusal_nn(*argv, "--direction", "chosen")
+    assert result.exit_code == 2
+    assert "run 'chosen' was made with model 'tiny-refuser'" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["chosen.zarr"]
 
 
 def test_uneven_pairs_exit_2_and_leave_nothing_behind(folder, tmp_path):

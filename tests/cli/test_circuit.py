@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,63 @@ def test_a_run_that_was_stopped_continues_to_the_same_store(
         xr.testing.assert_equal(a[group].to_dataset(), b[group].to_dataset())
 
 
+def test_pairs_the_circuit_has_seen_are_refused_with_what_to_give_instead(
+    folder: Path, circuit: dict[str, Any]
+) -> None:
+    for split in ("train", "val"):
+        result = refusal_nn("circuit", "evaluate", "found", *given(folder), "--split", split)
+        assert result.exit_code == 2
+        assert "give pairs of another split or other families" in result.stderr
+        assert "drop the split column" not in result.stderr
+
+
+def test_no_model_is_loaded_where_no_pass_is_made(
+    folder: Path, circuit: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["circuit", "discover", "scores", "--edges", "30", *kept(folder)]
+    with_model = done(*argv, "--model", "planted-gate")
+
+    def load(*_args: Any, **_options: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("refusal_nn.models.load_model", load)
+        again = done(*argv)
+        assert again == {**with_model, "reused": True}
+        few = done(*argv, "--name", "few", "--resamples", "0")
+        other = done("circuit", "compare", "found", "few", *kept(folder))
+    assert (
+        opened(folder, "few").attrs["weights_hash"] == opened(folder, "found").attrs["weights_hash"]
+    )
+    assert few["edges"]["kept"] == with_model["edges"]["kept"]
+    assert other["cross"] == []
+
+
+def test_a_threshold_means_the_rule_threshold(folder: Path, circuit: dict[str, Any]) -> None:
+    argv = ["circuit", "discover", "scores", "--threshold", "0.2", *kept(folder)]
+    implied, said = done(*argv), done(*argv, "--rule", "threshold")
+    assert said == {**implied, "reused": True}
+    assert opened(folder, Path(implied["run"]).stem).attrs["rule"] == "threshold"
+
+
+def test_shares_are_printed_to_three_decimals(folder: Path, evaluated: dict[str, Any]) -> None:
+    shown = refusal_nn("circuit", "evaluate", "found", *given(folder), "--draws", "19").stdout
+    # the circuit is the model: there is no interval about a share of 1 for every pair
+    cells = ["-" if v is None else f"{v:.3f}" for v in evaluated["faithfulness"].values()]
+    ends = " +".join(map(re.escape, cells))
+    assert re.search(rf"faithfulness +{ends}\n", shown)
+
+
+def test_the_lower_end_of_the_interval_reaches_the_target(
+    folder: Path, circuit: dict[str, Any]
+) -> None:
+    assert 0.95 <= circuit["faithfulness_low"] <= circuit["faithfulness"]
+    argv = ["circuit", "discover", "scores", "--faithfulness", "0.95", *given(folder)]
+    estimate = done(*argv, "--confidence", "0")
+    assert estimate["run"] != circuit["run"]
+    assert estimate["edges"]["kept"] <= circuit["edges"]["kept"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -178,6 +236,24 @@ def test_a_run_that_was_stopped_continues_to_the_same_store(
         (["circuit", "discover", "scores", "--edges", "100000"], "the graph has 1 to"),
         (["circuit", "discover", "scores", "--faithfulness", "0.9"], "go together"),
         (["circuit", "discover", "found", "--edges", "5"], "attribute-edges run is needed"),
+        (["circuit", "discover", "scores", "--edges", "1"], "leaves none; ask for 5 edges or more"),
+        (["circuit", "discover", "scores", "--threshold", "1000"], "leaves none; a threshold of"),
+        (["circuit", "discover", "scores", "--threshold", "nan"], "give a finite number"),
+        (["circuit", "discover", "scores", "--rule", "top", "--threshold", "1"], "goes with rule"),
+        *[
+            (["circuit", "discover", "scores", "--edges", "9", *option], "without --faithfulness")
+            for option in (
+                ("--ablation", "mean"),
+                ("--split", "val"),
+                ("--batch-size", "8"),
+                ("--confidence", "0.9"),
+            )
+        ],
+        (["circuit", "compare", "found", "larger", "--ablation", "mean"], "without --pairs"),
+        (
+            ["circuit", "evaluate", "found", "PAIRS", "--null", "random", "--null", "random"],
+            "twice",
+        ),
         (["circuit", "evaluate", "scores", "PAIRS"], "circuit-discover run is needed"),
         (["circuit", "evaluate", "found", "PAIRS", "--split", "train"], "share"),
         (["circuit", "evaluate", "found", "PAIRS", "--split", "val"], "share"),

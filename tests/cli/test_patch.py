@@ -182,6 +182,29 @@ def test_bad_input_is_one_sentence_and_exit_2(folder, verb, more, message):
     assert not (folder / "stores" / "wrong.zarr").exists()
 
 
+@pytest.mark.parametrize(
+    ("verb", "more", "message"),
+    [
+        *((v, ["--positions=-99"], "cannot be patched") for v in ("positions", "heads")),
+        *((v, ["--layers", "9"], "cannot be patched") for v in ("positions", "heads")),
+        *((v, ["--batch-size", "0"], "batch") for v in ("positions", "heads")),
+    ],
+)
+def test_a_request_is_checked_before_refusal_tokens_are_looked_for(
+    folder, tmp_path, monkeypatch, verb, more, message
+):
+    """Completions are batches of their own, which a run keeps when it fails later."""
+
+    def never(*args, **options):
+        raise AssertionError("a pass was made")
+
+    monkeypatch.setattr("refusal_nn.patching._metric.discover_refusal_tokens", never)
+    result = refusal_nn(*tiny(folder, verb, "--stores", str(tmp_path), *more))
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_misaligned_pairs_leave_nothing_behind(folder, tmp_path):
     rows = made_pairs(4).to_rows()
     rows[2]["clean"] += " w9 w10"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_nn.attribution import Metric, attribute
-from tests.attribution._made import LOG_ODDS, made_pairs
+from refusal_nn.attribution import Metric
+from tests.attribution._made import LOG_ODDS, attribute, made_pairs
 from tests.families import D_MODEL, tiny_model, tiny_module, wrap
 
 pytestmark = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
+import httpx
 import pytest
 
 from refusal_nn.errors import BackendError, ModelError, RequestError, UnavailableError
@@ -58,6 +60,10 @@ def server(monkeypatch) -> Iterator[str]:
         ("localhost:5001", "write it with its scheme"),
         ("ftp://localhost", "write it with its scheme"),
         ("http://me:word@localhost", "put the key in NDIF_API_KEY"),
+        ("http://[::1", "is not an address"),
+        ("http://localhost:99999999", "is not an address"),
+        ("http://:5001", "is not an address"),
+        ("http://me:word@[::1", "is not an address"),
     ],
 )
 def test_what_is_no_address_is_a_wrong_request(host: str, said: str) -> None:
@@ -73,6 +79,98 @@ def test_host_and_key_come_from_the_option_then_the_environment(monkeypatch) -> 
     found = Service.connect("https://option")
     assert (found.host, found.key) == ("https://option", KEY)
     assert KEY not in repr(found)
+
+
+@pytest.mark.parametrize("key", ["schlüssel-secret", "secret\rkey", "secret key", "secret\nkey"])
+def test_what_no_key_can_be_is_refused_before_anything_is_sent(monkeypatch, key: str) -> None:
+    monkeypatch.setenv("NDIF_API_KEY", key)
+    with pytest.raises(RequestError, match=r"the access key holds .*put a valid key in") as caught:
+        Service.connect("http://localhost:1")
+    assert "secret" not in str(caught.value)
+
+
+def test_the_line_break_after_a_key_read_from_a_file_is_not_part_of_it(monkeypatch) -> None:
+    monkeypatch.setenv("NDIF_API_KEY", f" {KEY}\r\n")
+    assert Service.connect("http://localhost:1").key == KEY
+
+
+PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "fix"),
+    [
+        ("socks5h://me:word@127.0.0.1:9", r"install httpx\[socks\]"),
+        ("foo://me:word@127.0.0.1:9", "not an address of a proxy"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_and_this_machine_needs_none(
+    server: str, monkeypatch, proxy: str, fix: str
+) -> None:
+    for name in (*PROXIES, "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    Handler.answers["/status"] = [(200, {"deployments": {}})]
+    assert Service.connect(server).status() == {}
+    with pytest.raises(RequestError, match=f"the proxy in ALL_PROXY cannot be used .*{fix}") as got:
+        Service.connect("http://elsewhere.invalid").status()
+    assert "word" not in str(got.value)
+
+
+def test_a_server_of_this_machine_is_asked_without_the_proxy(server: str, monkeypatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    Handler.answers["/status"] = [(200, {"deployments": {}})]
+    assert Service.connect(server).status() == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ({"deployments": None}, {}),
+        ({"deployments": {"a": None, "b": {"repo_id": "x"}}}, {"b": {"repo_id": "x"}}),
+    ],
+)
+def test_fields_that_are_missing_are_empty(server: str, body, found) -> None:
+    Handler.answers["/status"] = [(200, body)]
+    assert Service(server).status() == found
+    assert deployed({"a": {"deployment_level": "HOT"}})[0]["repository"] is None
+    Handler.answers["/env"] = [(200, {"packages": None})]
+    assert Service(server).environment() == {}
+
+
+def test_fields_of_another_kind_are_no_ndif_server(server: str) -> None:
+    Handler.answers["/status"] = [(200, {"deployments": []})]
+    with pytest.raises(RequestError, match=r"not an NDIF server .* its deployments are a list"):
+        Service(server).status()
+
+
+def test_the_log_of_requests_holds_no_address_that_grants_access(server: str, caplog) -> None:
+    Handler.answers["/there"] = [(200, b"12345")]
+    with caplog.at_level(logging.DEBUG):
+        Service(server, KEY).download(f"{server}/there?X-Signature=private")
+        with pytest.raises(UnavailableError):
+            Service("http://127.0.0.1:9", KEY).download("http://127.0.0.1:9/x?X-Signature=private")
+    assert f"{server}/there" in caplog.text  # it is logged
+    assert "private" not in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("before", range(470, 501, 5))
+def test_no_part_of_a_key_is_left_where_a_long_message_is_cut(server: str, before: int) -> None:
+    Handler.answers["/request"] = [(400, {"detail": "x" * before + KEY + "y" * 50})]
+    with pytest.raises(RequestError) as caught:
+        Service(server, KEY).submit(b"", "model", {}, True)
+    assert KEY[:4] not in str(caught.value)
+
+
+def test_an_address_of_a_result_that_is_none_is_said(server: str) -> None:
+    for url in ("", "http://h:port/x?X-Signature=private"):
+        with pytest.raises(BackendError, match="at no address that can be read") as caught:
+            Service(server).download(url)
+        assert "private" not in str(caught.value)
 
 
 def test_a_job_is_sent_with_key_and_versions_and_its_bytes_are_counted(server: str) -> None:
@@ -180,7 +278,7 @@ def test_replicas_of_a_model_are_one_deployment_in_its_best_state() -> None:
     replicas = {"a": replica("WARM"), "b": replica(state="DEPLOYING"), "c": replica()}
     cold = {"d": replica("COLD", repo_id="other", model_key="other")}
     (found,) = deployed({**replicas, **cold})
-    assert found["level"], found["state"] == ("hot", "running")
+    assert (found["level"], found["state"]) == ("hot", "running")
     assert found["replicas"] == 3
     assert deployed(cold) == []
 
@@ -217,6 +315,51 @@ def test_what_the_server_does_otherwise_is_refused(server: str, options, kind, s
     Handler.answers["/status"] = [(200, {"deployments": {"a": replica()}})]
     with pytest.raises(kind, match=said):
         load_model("tiny-refuser", backend="ndif", host=server, **options)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "commit", "used", "by_commit"),
+    [
+        ([None], None, COMMIT, None, False),
+        ([None], "main", COMMIT, None, False),
+        (["main"], None, COMMIT, "main", False),
+        (["main", None], "main", COMMIT, "main", False),
+        ([None], COMMIT, COMMIT, None, True),
+        (["v1", "main"], COMMIT, COMMIT, "main", True),
+        (["v1"], COMMIT, COMMIT, "v1", True),
+        ([None, COMMIT], COMMIT, COMMIT, COMMIT, False),
+        ([None], "v1", COMMIT, "v1", False),
+        ([], COMMIT, COMMIT, COMMIT, False),
+    ],
+)
+def test_a_model_is_used_under_the_name_the_server_has_it(
+    there, asked, commit, used, by_commit
+) -> None:
+    repo = "refusal-nn/tiny-refuser"
+    deployments = {str(i): replica(revision=name) for i, name in enumerate(there)}
+    found = remote._key_at(deployments, repo, asked, commit, trust_remote_code=False)
+    assert found == (remote.model_key(repo, used), by_commit)
+    trusted = remote._key_at(deployments, repo, asked, commit, trust_remote_code=True)
+    assert trusted == (remote.model_key(repo, asked, trust_remote_code=True), False)
+
+
+def test_main_is_the_copy_that_is_there(server: str) -> None:
+    Handler.answers["/status"] = [(200, {"deployments": {"a": replica()}})]
+    found = load_model("tiny-refuser", backend="ndif", host=server, revision="main")
+    assert found.remote is not None
+    assert found.remote.key == remote.model_key("refusal-nn/tiny-refuser", None)
+
+
+def test_a_hub_that_cannot_be_reached_is_not_a_wrong_name(monkeypatch) -> None:
+    def unreachable(*_: Any) -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    with pytest.raises(UnavailableError, match="the hub cannot be asked about 'org/name'"):
+        remote._hub_name("org/name")
 
 
 @pytest.mark.parametrize("option", [{"host": "http://x"}, {"limits": Limits()}, {"detach": True}])

@@ -32,13 +32,11 @@ RUNS: dict[str, tuple[str, list[str]]] = {
 """Name of the run: the command that makes it, and its arguments, in this order."""
 
 WITHOUT_RUN = {
-    "demo": "extract, score, select and evaluate in one",
+    "demo": "test_pipeline.test_the_demo_gives_the_same_numbers_as_here",
     "models show": "stores nothing; test_the_same_model_is_shown_everywhere",
 }
-"""Commands that run a model and make no run of their own."""
-
-LOCAL_ONLY: dict[str, str] = {}
-"""Commands that refuse backend ndif with exit code 2, and why they must."""
+"""Commands that run a model and make no run of their own. No command is for local models only: each
+that takes ``--backend`` is here or in :data:`RUNS`."""
 
 LIBRARY = {
     "attribution.attribute": "edges",

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
+import httpx
+import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner
@@ -23,16 +25,64 @@ MOST_MEGABYTES = 800
 BYTES_A_TOKEN = 8
 
 
-@pytest.fixture(scope="module")
-def runs(stack: Stack, tmp_path_factory) -> list[xr.DataTree]:
-    """Extract, score, select and evaluate of tiny-bench, each job of them counted by the server."""
-    folder: Path = tmp_path_factory.mktemp("pipeline")
-    where = ["--backend", "ndif", "--host", stack.url(), "--stores", str(folder)]
-    words = ["demo", *where, "--name", "demo", "--max-new-tokens", "48"]
+STEPS = ("extract", "score", "select", "evaluate")
+
+
+def demo(folder: Path, *where: str) -> list[xr.DataTree]:
+    """Extract, score, select and evaluate of tiny-bench."""
+    words = ["demo", *where, "--stores", str(folder), "--name", "demo", "--max-new-tokens", "48"]
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0, result.output
-    steps = ("extract", "score", "select", "evaluate")
-    return [xr.open_datatree(folder / f"demo-{step}.zarr", engine="zarr") for step in steps]
+    return [xr.open_datatree(folder / f"demo-{step}.zarr", engine="zarr") for step in STEPS]
+
+
+class Wire:
+    """What passes between this process and others, seen below all code of ours."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.jobs = 0
+        self.result_bytes = 0
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        inner = httpx.HTTPTransport.handle_request
+
+        def handle_request(transport, request: httpx.Request) -> httpx.Response:
+            response = inner(transport, request)
+            if str(request.url) == f"{self.host}/request":
+                self.jobs += 1
+            elif request.method == "GET" and "X-Amz-Signature" in str(request.url):
+                self.result_bytes += int(response.headers["content-length"])
+            return response
+
+        patch.setattr(httpx.HTTPTransport, "handle_request", handle_request)
+
+
+@pytest.fixture(scope="module")
+def wire(stack: Stack) -> Wire:
+    return Wire(stack.url())
+
+
+@pytest.fixture(scope="module")
+def runs(stack: Stack, wire: Wire, tmp_path_factory) -> list[xr.DataTree]:
+    with pytest.MonkeyPatch.context() as patch:
+        wire.watch(patch)
+        folder = tmp_path_factory.mktemp("pipeline")
+        return demo(folder, "--backend", "ndif", "--host", stack.url())
+
+
+def test_the_demo_gives_the_same_numbers_as_here(runs, tmp_path: Path) -> None:
+    for step, there, here in zip(STEPS, runs, demo(tmp_path), strict=True):
+        assert there.groups == here.groups
+        for path in here.groups:
+            a, b = here[path].to_dataset(), there[path].to_dataset()
+            assert set(a.variables) == set(b.variables)
+            for name in a.variables:
+                x, y, where = a[name].values, b[name].values, f"{step} {path} {name}"
+                if x.dtype.kind == "f":
+                    np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5, err_msg=where)
+                else:
+                    np.testing.assert_array_equal(y, x, err_msg=where)
 
 
 def numeric_bytes(tree: xr.DataTree) -> int:
@@ -44,13 +94,15 @@ def numeric_bytes(tree: xr.DataTree) -> int:
     )
 
 
-def test_a_study_takes_few_jobs_and_downloads_little_more_than_it_stores(runs) -> None:
+def test_a_study_takes_few_jobs_and_downloads_little_more_than_it_stores(runs, wire: Wire) -> None:
     jobs = [run.attrs["jobs"] for run in runs if "jobs" in run.attrs]
     assert len(jobs) == 3  # selecting runs no model
     assert sum(entry["submitted"] for entry in jobs) <= MOST_JOBS
     assert all(entry["repeated"] == 0 for entry in jobs)
     received = sum(entry["bytes_received"] for entry in jobs)
     tokens = int(runs[-1]["n_tokens"].sum())
+    assert sum(entry["submitted"] for entry in jobs) == wire.jobs
+    assert received == wire.result_bytes
     assert 0 < received <= 2 * sum(map(numeric_bytes, runs)) + BYTES_A_TOKEN * tokens
 
 
@@ -63,6 +115,12 @@ def peak():  # not ru_maxrss, which a new process inherits from the one that sta
 model = rn.load_model(sys.argv[1], backend="ndif")
 sizes = {"loaded": peak(), "parameters": sum(p.numel() for p in model.module.parameters())}
 sizes["meta"] = all(p.is_meta for p in model.module.parameters())
+from refusal_nn.tracing import Capture, forward_request, pad
+from refusal_nn.tracing._ndif_job import Passes
+request = forward_request(model, pad([[5, 6, 7]] * 32, 0), [Capture("x", "resid_pre")])
+passes = Passes(model, lambda i: [request])
+sizes["job"] = len(passes.blob(passes.job([0])))
+sizes["serialised"] = peak()
 if len(sys.argv) > 2:
     prompts = rn.load_prompts("tiny-bench")
     table = rn.directions.extract(model, prompts.train)
@@ -86,8 +144,10 @@ def test_the_clients_memory_does_not_grow_with_the_model(stack: Stack) -> None:
     assert large["meta"]
     assert large["parameters"] > 0.9e9
     assert small["after"] < MOST_MEGABYTES
-    assert large["loaded"] < MOST_MEGABYTES
-    assert large["loaded"] < small["loaded"] + 100  # of 4 GB of weights in float32
+    assert large["serialised"] < MOST_MEGABYTES
+    for when in ("loaded", "serialised"):
+        assert large[when] < small[when] + 100  # of 4 GB of weights in float32
+    assert large["job"] < 1e6
 
 
 def test_a_hub_model_has_one_identity_here_and_there(stack: Stack) -> None:
@@ -101,8 +161,27 @@ def test_a_hub_model_has_one_identity_here_and_there(stack: Stack) -> None:
 def test_the_server_tells_the_commit_it_runs(stack: Stack) -> None:
     there = rn.load_model("refusal-nn/tiny-refuser", backend="ndif", host=stack.url())
     there.remote.pinned = "f" * 40
-    with pytest.raises(ModelError, match="but the hub has ffffffffffff now"):
+    with pytest.raises(
+        ModelError, match=r"but ffffffffffff is what the hub has now; pass --revision [0-9a-f]{40},"
+    ):
         rn.tracing.verify(there)
+
+
+def test_the_commit_that_the_server_runs_can_be_asked_for(stack: Stack) -> None:
+    name, where = "refusal-nn/tiny-refuser", {"backend": "ndif", "host": stack.url()}
+    there = rn.load_model(name, **where)
+    rn.tracing.verify(there)
+    service = there.remote.service
+    before = {key: d["model_key"] for key, d in service.status().items()}
+    for revision in (there.revision, "main"):
+        asked = rn.load_model(name, revision=revision, **where)
+        rn.tracing.verify(asked)
+        assert asked.identity() == there.identity()
+    assert {key: d["model_key"] for key, d in service.status().items()} == before
+    wrong = rn.load_model(name, revision=there.revision, **where)
+    wrong.remote.pinned = "f" * 40
+    with pytest.raises(ModelError, match="but ffffffffffff was asked for"):
+        rn.tracing.verify(wrong)
 
 
 def test_the_status_line_follows_the_jobs(stack: Stack, tmp_path: Path) -> None:

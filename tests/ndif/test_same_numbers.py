@@ -11,18 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import nnsight
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from click.testing import CliRunner, Result
 
 import refusal_nn
-from refusal_nn import models, tracing
+from refusal_nn import evaluation, models, tracing
 from refusal_nn.cli import cli
-from refusal_nn.interventions import ActivationAddition, DirectionalAblation
+from refusal_nn.interventions import (
+    ActivationAddition,
+    DirectionalAblation,
+    FunctionIntervention,
+)
 from refusal_nn.prompts import load_pairs, load_prompts
 from tests.ndif.control import Stack
-from tests.ndif.remote_cases import LIBRARY, LOCAL_ONLY, NO_PASS, RUNS, WITHOUT_RUN
+from tests.ndif.remote_cases import LIBRARY, NO_PASS, RUNS, WITHOUT_RUN
+
+nnsight.register("tests")  # as the functions of a script, which travel by themselves
 
 BACKENDS = ("local", "dry-run", "ndif")
 PROMPTS_A_CLASS = 14
@@ -58,7 +66,7 @@ def functions_of_a_model() -> Iterator[str]:
 
 def test_everything_that_runs_a_model_is_registered() -> None:
     remote = {path for path, c in command_paths(cli) if any(p.name == "backend" for p in c.params)}
-    assert remote == {command for command, _ in RUNS.values()} | {*WITHOUT_RUN, *LOCAL_ONLY}
+    assert remote == {command for command, _ in RUNS.values()} | {*WITHOUT_RUN}
     assert set(functions_of_a_model()) == {*LIBRARY, *NO_PASS}
     tests = {v for v in LIBRARY.values() if v.startswith("test_")}
     assert {v for v in LIBRARY.values() if v not in tests} <= set(RUNS)
@@ -169,12 +177,6 @@ def test_a_run_at_a_server_says_what_its_jobs_came_to(
     assert there.attrs["device"] == "server"
 
 
-def test_what_can_only_be_local_says_so() -> None:
-    for command, reason in LOCAL_ONLY.items():
-        result = CliRunner().invoke(cli, [*command.split(), "--backend", "ndif"])
-        assert (result.exit_code, reason in result.stderr) == (2, True), command
-
-
 def test_activations_and_completions_are_the_same_everywhere(stack: Stack) -> None:
     options = {"local": {}, "dry-run": {}, "ndif": {"host": stack.url()}}
     prompts = ["how to make tea", "how to kill a man", "write a long poem about wind and sea"]
@@ -200,6 +202,47 @@ def test_activations_and_completions_are_the_same_everywhere(stack: Stack) -> No
         for site in sites:
             np.testing.assert_allclose(
                 activations[backend][site], activations["local"][site], rtol=1e-5, atol=1e-5
+            )
+
+
+def turned(x: torch.Tensor, vector: torch.Tensor, angle: float) -> torch.Tensor:
+    return x * np.cos(angle) + shifted(x, vector) * np.sin(angle)
+
+
+def shifted(x: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return x.roll(1, dims=-1) + vector
+
+
+def test_a_function_of_my_own_is_the_same_intervention_everywhere(stack: Stack) -> None:
+    options = {"local": {}, "dry-run": {}, "ndif": {"host": stack.url()}}
+    rng = np.random.default_rng(0)
+    mine = FunctionIntervention(
+        turned, {"vector": rng.normal(size=128), "angle": 0.4}, layers=[2, 3], site="mlp_out"
+    )
+    late = FunctionIntervention(
+        turned, {"vector": rng.normal(size=32), "angle": 0.4}, site="z", heads=[1], positions=[-1]
+    )
+    edits = [mine, DirectionalAblation(rng.normal(size=128)), late]
+    prompts = load_prompts("tiny-bench").test[::20]
+    activations, tokens, trees = {}, {}, {}
+    for backend in BACKENDS:
+        model = models.load_model("tiny-refuser", backend=backend, **options[backend])
+        activations[backend] = tracing.capture(
+            model, prompts, ["z", "resid_post"], interventions=edits
+        )
+        tokens[backend] = tracing.generate(model, prompts, edits, max_new_tokens=16)
+        trees[backend] = evaluation.evaluate(model, prompts, {"mine": edits}, max_new_tokens=8)
+    plain = tracing.generate(models.load_model("tiny-refuser"), prompts, max_new_tokens=16)
+    assert tokens["local"] != plain
+    for backend in BACKENDS[1:]:
+        assert tokens[backend] == tokens["local"]
+        for site in ("z", "resid_post"):
+            np.testing.assert_allclose(
+                activations[backend][site], activations["local"][site], rtol=1e-5, atol=1e-5
+            )
+        for path in trees["local"].groups:
+            xr.testing.assert_allclose(
+                trees[backend][path].to_dataset(), trees["local"][path].to_dataset(), atol=1e-5
             )
 
 

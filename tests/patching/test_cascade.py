@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+from refusal_nn import stats
 from refusal_nn.attribution import Metric
 from refusal_nn.patching._baseline import Baseline
-from refusal_nn.patching._cascade import cascade, direct_attribution
+from refusal_nn.patching._cascade import _effects, cascade, direct_attribution
 from refusal_nn.store import MemoryRecorder
 from refusal_nn.tracing._align import align
 from tests.families import D_HEAD, N_HEADS, N_LAYERS, plain_module, tiny_model
@@ -21,62 +23,112 @@ TOKENS = (7, 8, 9)
 METRIC = Metric.refusal_log_odds(TOKENS)
 
 
+def log_odds(module: torch.nn.Module, family: str, row, changes=()) -> float:
+    found = _hooks.everything(module, family, _hooks.pad_rows([row]), changes)
+    p = found["logits", -1][0, -1].double().softmax(-1)[list(TOKENS)].sum()
+    return float(torch.log(p + 1e-8) - torch.log(1 - p + 1e-8))
+
+
 def baseline(family: str, backend: str = "local") -> Baseline:
-    pairs = made_pairs(4)
+    """Pairs with the metric of their two runs, from plain PyTorch."""
+    pairs, module = made_pairs(4), plain_module(family)
     aligned = align(tiny_model(family, backend=backend), pairs)
-    nothing = np.zeros(len(pairs))
-    return Baseline(pairs, aligned, nothing + 1, nothing, ())
+    sides = (aligned.clean_rows, aligned.corrupted_rows)
+    metrics = (np.array([log_odds(module, family, row) for row in rows]) for rows in sides)
+    return Baseline(pairs, aligned, *metrics, ())
 
 
-def fallen(family: str, where: list[int] | None = None, backend: str = "local") -> np.ndarray:
-    model = tiny_model(family, backend=backend)
-    found = cascade(
+def effects(
+    family: str, where: list[int] | None = None, backend: str = "local", rows: int = 6
+) -> xr.Dataset:
+    model, sources = tiny_model(family, backend=backend), HEADS[:3]
+    return _effects(
         model,
         baseline(family, backend),
         METRIC,
         HEADS,
-        positions=where,
-        rows=6,
-        recorder=MemoryRecorder(),
+        sources,
+        [0, 1, 2],
+        where,
+        rows,
+        MemoryRecorder(),
     )
-    assert found["src"].values.tolist() == ["a0.h1", "a1.h0", "a1.h3", "a2.h2"]
-    return found["cascade"].values
+
+
+def put(family: str, head: tuple[int, int], z: dict, where: list[int] | None):
+    """A change of one head's output to that of another run."""
+    layer, h = head
+    part = slice(h * D_HEAD, (h + 1) * D_HEAD)
+
+    def change(x):
+        x = x.clone()
+        for p in range(x.shape[1]) if where is None else where:
+            x[:, p, part] = z["z", layer].flatten(-2)[:, p, part]
+        return x
+
+    return (*_hooks.place(family, layer, "z"), change)
 
 
 @pytest.mark.parametrize("where", [None, [-2, -1]])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_falls_equals_hooks(family, where):
     module, base = plain_module(family), baseline(family)
-    overlap, whole = np.zeros((4, 4)), np.zeros((4, 4))
-    for clean_row, corrupted_row in zip(
-        base.aligned.clean_rows, base.aligned.corrupted_rows, strict=True
+    found = effects(family, where)
+    assert found["dst"].values.tolist() == ["a0.h1", "a1.h0", "a1.h3", "a2.h2"]
+    whole, gone = np.zeros((4, 4)), np.zeros((3, 4, 4))
+    for k, rows in enumerate(
+        zip(base.aligned.clean_rows, base.aligned.corrupted_rows, strict=True)
     ):
-        clean, corrupted = (
-            _hooks.everything(module, family, _hooks.pad_rows([row]))
-            for row in (clean_row, corrupted_row)
-        )
-        for i, (layer, head) in enumerate(HEADS):
-            part = slice(head * D_HEAD, (head + 1) * D_HEAD)
+        runs = [_hooks.everything(module, family, _hooks.pad_rows([row])) for row in rows]
+        before = [log_odds(module, family, row) for row in rows]
 
-            def change(x, layer=layer, part=part, other=corrupted):
-                x = x.clone()
-                for p in range(x.shape[1]) if where is None else where:
-                    x[:, p, part] = other["z", layer].flatten(-2)[:, p, part]
-                return x
+        def moved(head, into_clean, into_corrupted, rows=rows, before=before):
+            """What the head's outputs of two runs move the metric by, in both runs."""
+            here = put(family, head, into_clean, where)
+            there = put(family, head, into_corrupted, where)
+            return (
+                before[0]
+                - log_odds(module, family, rows[0], [here])
+                + log_odds(module, family, rows[1], [there])
+                - before[1]
+            )
 
-            changes = [(*_hooks.place(family, layer, "z"), change)]
-            patched = _hooks.everything(module, family, _hooks.pad_rows([clean_row]), changes)
-            for j, (to, h) in enumerate(HEADS):
-                d = (clean["z", to] - corrupted["z", to])[0, :, h].double()
-                moved = (patched["z", to] - corrupted["z", to])[0, :, h].double()
-                overlap[i, j] += float((moved * d).sum())
-                whole[i, j] += float((d * d).sum())
-    expected = 1 - overlap / whole
+        for j, dst in enumerate(HEADS):
+            whole[k, j] = moved(dst, runs[1], runs[0])
+            for i, src in enumerate(HEADS[:3]):
+                if dst[0] > src[0]:
+                    exchanged = [put(family, src, runs[1], where)]
+                    inputs = _hooks.pad_rows([rows[0]])
+                    after = _hooks.everything(module, family, inputs, exchanged)
+                    kept = log_odds(module, family, rows[1], [put(family, dst, after, where)])
+                    gone[i, k, j] = whole[k, j] - (
+                        log_odds(module, family, rows[0], [put(family, dst, after, where)])
+                        - log_odds(module, family, rows[0], [put(family, dst, runs[1], where)])
+                        + kept
+                        - before[1]
+                    )
+    assert np.abs(found["effect_whole"].values - whole).max() < 1e-4
+    assert np.abs(found["effect_fallen"].values - gone).max() < 1e-4
+    assert np.abs(gone).max() > 1e-3, "nothing fell, so the test shows nothing"
+
+
+def test_what_falls_does_not_depend_on_the_batch_size():
+    one, many = effects("llama", rows=1), effects("llama", rows=64)
+    for name in ("effect_whole", "effect_fallen"):
+        assert np.allclose(one[name], many[name], atol=1e-5)
+
+
+def test_a_head_that_does_nothing_has_no_share_to_lose():
+    """Random heads push either way; a share of nothing would be any number."""
+    base = baseline("llama")
+    found = cascade(
+        tiny_model("llama"), base, METRIC, HEADS, positions=None, rows=8, recorder=MemoryRecorder()
+    )["cascade"]
+    whole = effects("llama")["effect_whole"]
+    sure = stats.mean(whole.values, cluster=base.pairs.family).low > 0
     later = np.array([[b[0] > a[0] for b in HEADS] for a in HEADS])
-    found = fallen(family, where)
-    assert np.isnan(found[~later]).all()
-    assert np.abs(found[later] - expected[later]).max() < 1e-4
-    assert np.abs(expected[later]).max() > 1e-2, "nothing fell, so the test shows nothing"
+    assert (np.isfinite(found.values) == (later & sure)).all()
+    assert not sure.all()
 
 
 def _writes(family: str, module: torch.nn.Module, z: torch.Tensor, layer: int) -> torch.Tensor:
@@ -133,9 +185,8 @@ def test_direct_attribution_equals_a_hand_made_gradient(family):
 
 
 def test_both_run_where_the_package_is_not_installed():
-    assert np.allclose(
-        fallen("llama"), fallen("llama", backend="dry-run"), equal_nan=True, atol=1e-5
-    )
+    here, there = (effects("llama", backend=backend) for backend in ("local", "dry-run"))
+    assert np.allclose(here["effect_fallen"], there["effect_fallen"], atol=1e-5)
     here, there = (
         direct_attribution(
             tiny_model("llama", backend=backend),

@@ -246,3 +246,14 @@ def test_a_stage_is_not_computed_twice():
     again = positions(tiny_model("llama"), pairs, metric=METRIC, recorder=recorder)
     assert len(done) == n
     xr.testing.assert_identical(first, again)
+
+
+@pytest.mark.parametrize("size", [0, -5])
+@pytest.mark.parametrize("analysis", ["positions", "heads", "refusal_heads", "generate"])
+def test_a_batch_holds_at_least_one_row(analysis, size):
+    from refusal_nn import patching
+
+    pairs = made_pairs(2, splits=("train", "val", "test"))
+    args = ({"one": patching.of_heads([(1, 0)])},) if analysis == "generate" else ()
+    with pytest.raises(RequestError, match=f"batch size must be at least 1, got {size}"):
+        getattr(patching, analysis)(tiny_model("llama"), pairs, *args, batch_size=size)

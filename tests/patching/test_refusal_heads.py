@@ -12,6 +12,8 @@ from refusal_nn.models.organisms.planted import ECHOES, LEAK, PLANTED_CIRCUIT, P
 from refusal_nn.patching import generate, of_heads, refusal_heads
 from refusal_nn.patching._steps import heads_of
 from refusal_nn.prompts import Pairs
+from tests.circuits.planted import NAMES
+from tests.circuits.planted import planted as shaped
 from tests.families import tiny_model
 from tests.patching.conftest import made_pairs, planted
 
@@ -59,6 +61,44 @@ def test_amplifiers_fall_with_the_gate(study):
     assert cascade.sel(src="a1.h1", dst=["a2.h0", "a2.h2"]).values == pytest.approx(1.0, abs=1e-3)
     assert np.isnan(cascade.sel(src="a2.h0", dst="a2.h2"))
     assert np.isnan(cascade.sel(src="a2.h0", dst="a1.h1"))
+
+
+ROLES = {
+    "gate": {"a1.h1": "gate", "a2.h0": "amplifier", "a2.h2": "amplifier"},
+    "chain": {"a1.h0": "independent"},
+    "either": {"a1.h0": "independent", "a1.h2": "independent"},
+    "both": {"a1.h1": "gate", "a1.h3": "gate", "a2.h2": "amplifier"},
+}
+"""By the edges planted: which writers among the heads feed which. ``chain`` and ``either`` have none
+that feeds another head."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exactly_the_planted_heads_are_found_in_every_shape_with_their_roles(name):
+    known = shaped(name)
+    writers = {src for src, _ in known.truth.edges() if src.startswith("a")}
+    assert writers == set(ROLES[name])
+    found = refusal_heads(
+        known.model, planted(), metric=known.metric, n_controls=5, n_permutations=999
+    )
+    assert set(found.attrs["heads"]) == writers
+    roles = {
+        node: str(found["role"].sel(layer=int(node[1]), head=int(node[-1])).item())
+        for node in found.attrs["heads"]
+    }
+    assert roles == ROLES[name]
+
+
+def test_both_branches_fell_the_head_that_puts_them_together():
+    """What decides where it looks, and what it finds there; what nothing reads of its output, which
+    distractors write, is not counted."""
+    known = shaped("both")
+    found = refusal_heads(
+        known.model, planted(), metric=known.metric, n_controls=5, n_permutations=999
+    )
+    cascade = found["cascade"]["cascade"]
+    fallen = cascade.sel(src=["a1.h1", "a1.h3"], dst="a2.h2").values
+    assert fallen == pytest.approx(1.0, abs=0.02)
 
 
 def test_distractors_that_tell_the_classes_apart_are_not_found(study):

@@ -225,10 +225,10 @@ def test_measures_of_the_circuit_have_their_intervals(page: Page) -> None:
     measures, nulls, minimality = _tables(page, "What the circuit does alone")
     shown = {row[0]: row[1] for row in measures.rows}
     assert shown == {
-        "faithfulness": "0.92 [0.88, 0.96]",
-        "of the complement": "0.06 [0.03, 0.09]",
-        "CPR": "0.97 [0.95, 0.99]",
-        "CMD": "0.05 [0.04, 0.06]",
+        "faithfulness": "0.920 [0.880, 0.960]",
+        "of the complement": "0.060 [0.030, 0.090]",
+        "CPR": "0.970 [0.950, 0.990]",
+        "CMD": "0.050 [0.040, 0.060]",
     }
     assert "paired BCa bootstrap of clusters" in measures.caption
     null = mechanism.evaluated()["null"].to_dataset()
@@ -236,7 +236,7 @@ def test_measures_of_the_circuit_have_their_intervals(page: Page) -> None:
         draws = null["faithfulness"].sel(null=kind).values
         assert row[:2] == [kind, "19"]
         assert row[2:] == [
-            f"{np.median(draws):.2f}".replace("-", "−"), f"{draws.max():.2f}", "0.050"
+            f"{np.median(draws):.3f}".replace("-", "−"), f"{draws.max():.3f}", "0.050"
         ]  # fmt: skip
     found = mechanism.evaluated()["minimality"].to_dataset()
     needed = int((found["edge_effect_low"] > 0).sum())
@@ -263,7 +263,7 @@ def test_comparisons_say_overlap_chance_and_what_one_does_on_the_others_pairs(pa
     assert row[0] == "small and large"
     assert row[1:3] == [f"{float(at['iou']):.2f}", f"{float(at['node_iou']):.2f}"]
     assert len(row) == len(overlap.columns) == 7
-    assert cross.rows[0] == ["small", "0.60 [0.55, 0.65]", "0.55 [0.50, 0.60]"]
+    assert cross.rows[0] == ["small", "0.600 [0.550, 0.650]", "0.550 [0.500, 0.600]"]
 
 
 def test_two_circuits_of_one_model_are_told_apart_by_their_runs() -> None:

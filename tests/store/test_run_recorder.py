@@ -17,7 +17,7 @@ import pytest
 import zarr
 
 from refusal_nn.errors import StoreError, WorkError
-from refusal_nn.store import RunRecorder, open_runs, request_of, verify
+from refusal_nn.store import JobLedger, RunRecorder, forget_jobs, open_runs, request_of, verify
 from refusal_nn.store.run_recorder import RunRecorder as Private
 from tests.store import synthetic
 from tests.store.synthetic import (
@@ -98,6 +98,35 @@ def test_an_abandoned_run_goes_unless_it_holds_a_batch(tmp_path, batches_done):
     rec.abandon()
     assert rec.partial.is_dir() == bool(batches_done)
     analyse(recorder(tmp_path))
+
+
+@pytest.mark.parametrize("with_batches", [False, True])
+@pytest.mark.parametrize(
+    ("state", "kept"), [("submitted", True), ("done", True), ("failed", False)]
+)
+def test_a_run_with_jobs_at_a_server_is_not_abandoned(tmp_path, state, kept, with_batches):
+    rec = begin(tmp_path, upto=0)
+    ledger = JobLedger(rec.partial / "scores.jobs.json")
+    ledger.submitted("a", [0, 1], host="http://there", sent=1)
+    ledger.note("a", state=state)
+    rec.abandon(with_batches=with_batches)
+    assert rec.partial.is_dir() == kept
+    if kept:
+        assert [e["id"] for e in JobLedger(ledger.file).jobs] == ["a"]
+
+
+def test_jobs_are_given_up_by_hand_while_nobody_works_on_the_run(tmp_path):
+    rec = begin(tmp_path, upto=0)
+    ledger = JobLedger(rec.partial / "scores.jobs.json")
+    for job, state in (("a", "submitted"), ("b", "done"), ("c", "submitted")):
+        ledger.submitted(job, [0], host="http://there", sent=1)
+        ledger.note(job, state=state)
+    alive = (rec.partial / "lock").stat().st_mtime
+    assert forget_jobs(rec.partial) == 2
+    assert [e["state"] for e in JobLedger(ledger.file).jobs] == ["lost", "done", "lost"]
+    assert (rec.partial / "lock").stat().st_mtime == alive
+    with recorder(tmp_path), pytest.raises(StoreError, match="is being written"):
+        forget_jobs(rec.partial)
 
 
 def test_a_complete_run_is_never_abandoned(tmp_path):

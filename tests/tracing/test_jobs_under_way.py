@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +11,19 @@ from typing import Any
 
 import pytest
 
-from refusal_nn.errors import BackendError, Detached, RequestError, UnavailableError
+from refusal_nn.errors import BackendError, Detached, ModelError, RequestError, UnavailableError
 from refusal_nn.models import Limits, Link
-from refusal_nn.models._service import Answer
+from refusal_nn.models._service import Answer, UnansweredError
 from refusal_nn.store import JobLedger
-from refusal_nn.tracing._ndif import Jobs
-from refusal_nn.tracing._ndif_job import Job
+from refusal_nn.tracing._ndif import Jobs, execute, learn_dtype
+from refusal_nn.tracing._ndif_job import Job, compress
+from tests.families import tiny_model
 
 HOST = "http://server"
 QUICK = Limits(in_flight=2, deadline=0.3, retries=2, backoff=0.001, poll=0.001)
 DONE = Answer("done", "COMPLETED", url="here")
 RUNNING = Answer("running", "RUNNING")
+QUEUED = Answer("running", "QUEUED", "Moved to position 4.")
 PASSING = Answer("failed", "ERROR", "Error starting model. Please try again later.")
 MINE = 'Traceback (most recent call last):\n  File "a.py", line 3, in f\nValueError: mine'
 
@@ -37,12 +40,19 @@ class Scripted:
         self.open: list[int] = []
         self.before_ask: Callable[[str], None] = lambda job: None
         self.gone: set[str] = set()
+        self.unreadable: set[str] = set()
+        self.away_for: list[Exception] = []  # what the next submissions meet
         self.received = 0
         self._ended: set[str] = set()
 
     def submit(self, blob: bytes, key: str, env: Any, compress: bool) -> str:
+        refusal = self.away_for.pop(0) if self.away_for else None
+        if refusal is not None and not isinstance(refusal, UnansweredError):
+            raise refusal
         name = f"job{len(self.jobs)}"
         self.jobs[name] = tuple(json.loads(blob))
+        if refusal is not None:
+            raise refusal
         self.open.append(len(set(self.jobs) - self._ended))
         return name
 
@@ -61,6 +71,8 @@ class Scripted:
     def download(self, url: str) -> bytes:
         if url in self.gone:
             raise BackendError("the result of a job is gone.")
+        if url in self.unreadable:
+            return b"<html>"
         content = json.dumps(self.jobs[url]).encode()
         self.received += len(content)
         return content
@@ -183,18 +195,50 @@ def test_an_error_of_the_job_itself_is_not_repeated() -> None:
     assert len(server.jobs) == 1
 
 
-def test_silence_ends_at_the_deadline_and_the_next_attempt_asks_once_and_sends_again(
-    tmp_path: Path,
+@pytest.mark.parametrize("now", [QUEUED, None])
+def test_silence_ends_at_the_deadline_and_a_job_that_still_does_not_move_is_sent_again(
+    now: Answer | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "jobs.json"
-    server = Scripted([RUNNING])
-    with pytest.raises(BackendError, match=r"no news of 1 job at http://server .*RUNNING"):
+    server = Scripted([QUEUED])
+    with pytest.raises(BackendError, match=r"no news of 1 job at .*QUEUED.*runs resume"):
         collected(jobs_at(server, JobLedger(file)), 2)
-    server.scripts = [[RUNNING], [DONE]]
+    server.scripts = [[now], [DONE]]
     asked = len(server.asked)
     assert collected(jobs_at(server, JobLedger(file)), 2) == [0, 1]
     assert server.asked[asked:].count("job0") == 1
     assert [e["state"] for e in JobLedger(file).jobs] == ["lost", "done"]
+
+
+@pytest.mark.parametrize("now", [RUNNING, Answer("running", "QUEUED", "Moved to position 3.")])
+def test_a_job_that_was_silent_but_runs_or_moved_is_waited_for_and_not_computed_twice(
+    now: Answer, tmp_path: Path
+) -> None:
+    file = tmp_path / "jobs.json"
+    server = Scripted([now if now.status == "RUNNING" else QUEUED])
+    with pytest.raises(BackendError, match="no news"):
+        collected(jobs_at(server, JobLedger(file)), 2)
+    server.scripts = [[now, now, now, DONE]]
+    assert collected(jobs_at(server, JobLedger(file)), 2) == [0, 1]
+    assert len(server.jobs) == 1
+
+
+def test_a_job_that_runs_without_end_is_given_up_after_one_more_deadline(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.json"
+    server = Scripted([RUNNING])
+    with pytest.raises(BackendError, match="no news"):
+        collected(jobs_at(server, JobLedger(file)), 2)
+    server.scripts = [[RUNNING], [DONE]]
+    assert collected(jobs_at(server, JobLedger(file)), 2) == [0, 1]
+    assert list(server.jobs) == ["job0", "job1"]
+
+
+def test_moving_up_the_queue_is_news() -> None:
+    moving = [Answer("running", "QUEUED", f"Moved to position {i}.") for i in range(40, 0, -1)]
+    slow = Limits(deadline=0.2, poll=0.02)
+    server = Scripted([*moving, DONE])
+    assert collected(jobs_at(server, limits=slow), 2) == [0, 1]
+    assert len(server.asked) == 41
 
 
 def test_an_inherited_job_that_was_lost_unseen_costs_one_deadline(tmp_path: Path) -> None:
@@ -223,6 +267,114 @@ def test_a_result_that_the_server_dropped_is_computed_again(tmp_path: Path) -> N
     assert [e["state"] for e in ledger.jobs] == ["gone", "done"]
 
 
+def test_a_store_that_never_gives_results_out_ends_the_run_and_its_job_is_kept(
+    tmp_path: Path,
+) -> None:
+    ledger = JobLedger(tmp_path / "jobs.json")
+    server = Scripted([DONE])
+    server.gone = {"job0", "job1"}
+    with pytest.raises(BackendError, match=r"object store of http://server.*runs resume"):
+        collected(jobs_at(server, ledger), 2)
+    assert list(server.jobs) == ["job0"]
+    assert [e["state"] for e in ledger.jobs] == ["submitted"]
+    with pytest.raises(BackendError, match="object store"):
+        collected(jobs_at(server, ledger), 2)  # an inherited job is sent again once
+    assert [e["state"] for e in ledger.jobs] == ["gone", "submitted"]
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_a_result_that_cannot_be_read_is_computed_once_more(inherited, tmp_path: Path) -> None:
+    ledger = JobLedger(tmp_path / "jobs.json")
+    server = Scripted([DONE])
+    if inherited:
+        ledger.submitted("job0", [0, 1], host=HOST, sent=1)
+        server.jobs["job0"] = (0, 1)
+    server.unreadable = {"job0"}
+    assert collected(jobs_at(server, ledger), 2) == [0, 1]
+    assert [e["state"] for e in ledger.jobs] == ["gone", "done"]
+
+
+def test_results_that_can_never_be_read_end_the_run(tmp_path: Path) -> None:
+    ledger = JobLedger(tmp_path / "jobs.json")
+    server = Scripted([DONE])
+    server.unreadable = {f"job{i}" for i in range(9)}
+    with pytest.raises(BackendError, match=r"cannot be read, nor could .*runs resume"):
+        collected(jobs_at(server, ledger), 2)
+    assert [e["state"] for e in ledger.jobs] == ["gone", "gone"]
+
+
+def test_a_wrong_model_leaves_no_job_to_collect() -> None:
+    class Wrong(Pairs):
+        def answers(self, job: Job, content: bytes) -> list[int]:
+            raise ModelError("the server runs another model.")
+
+    jobs = jobs_at(Scripted([DONE]))
+    jobs.work = Wrong()
+    with pytest.raises(ModelError, match="another model"):
+        collected(jobs, 4)
+    assert {e["state"] for e in jobs.ledger.jobs} == {"failed"}
+
+
+def test_a_job_whose_submission_got_no_answer_is_not_sent_twice(tmp_path: Path) -> None:
+    server = Scripted([DONE])
+    server.away_for = [UnansweredError("the server does not answer (ReadTimeout); try later.")]
+    with pytest.raises(UnavailableError, match=r"may have taken all the same.*runs resume"):
+        collected(jobs_at(server, JobLedger(tmp_path / "jobs.json")), 2)
+    assert len(server.jobs) == 1
+
+
+def test_a_job_that_the_server_does_not_take_for_now_is_sent_later_and_others_are_collected() -> (
+    None
+):
+    server = Scripted([RUNNING, RUNNING, DONE])
+    quota = UnavailableError("the server takes no more jobs for now.")
+    jobs = jobs_at(server, limits=Limits(deadline=5, retries=0, backoff=0.01, poll=0.001))
+    submit = server.submit
+
+    def one_at_a_time(*given: Any) -> str:
+        if len(set(server.jobs) - server._ended) >= 1:
+            raise quota
+        return submit(*given)
+
+    server.submit = one_at_a_time  # type: ignore[method-assign]
+    assert sorted(collected(jobs, 6)) == list(range(6))
+    assert list(server.jobs.values()) == [(0, 1), (2, 3), (4, 5)]
+
+
+def test_a_server_that_takes_no_job_is_given_up_at_the_deadline(tmp_path: Path) -> None:
+    server = Scripted([DONE])
+    server.away_for = [UnavailableError("away.")] * 10_000
+    began = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"away; .*runs resume"):
+        collected(jobs_at(server, JobLedger(tmp_path / "jobs.json")), 2)
+    assert QUICK.deadline < time.monotonic() - began < 10 * QUICK.deadline
+
+
+def test_an_outage_is_waited_out_until_the_deadline_however_many_questions_it_takes() -> None:
+    away = UnavailableError("away.")
+    server = Scripted([RUNNING, *[away] * 8, DONE])
+    limits = Limits(deadline=20, retries=0, backoff=0.001, poll=0.001)
+    assert collected(jobs_at(server, limits=limits), 2) == [0, 1]
+    assert len(server.jobs) == 1
+
+
+def test_a_request_is_told_when_its_time_ends() -> None:
+    seen: list[float] = []
+    server = Scripted([RUNNING, DONE])
+    jobs = jobs_at(server)
+    server.before_ask = lambda job: seen.append(jobs.link.service.until - time.monotonic())
+    collected(jobs, 2)
+    assert seen
+    assert all(0 < left <= QUICK.deadline for left in seen)
+
+
+def test_detaching_without_a_ledger_is_refused_before_anything_is_sent() -> None:
+    server = Scripted([RUNNING])
+    with pytest.raises(RequestError, match="detach needs a run"):
+        collected(jobs_at(server, JobLedger()), 4, detach=True)
+    assert not server.jobs
+
+
 def test_a_server_that_is_away_for_a_moment_is_asked_again() -> None:
     away = UnavailableError("away.")
     server = Scripted([away, RUNNING, away, DONE])
@@ -241,7 +393,7 @@ def test_a_server_that_stays_away_ends_the_wait_and_names_the_way_back(tmp_path:
 def test_jobs_left_at_another_server_are_not_computed_again_in_silence(tmp_path: Path) -> None:
     ledger = JobLedger(tmp_path / "jobs.json")
     ledger.submitted("job0", [0, 1], host="http://elsewhere", sent=1)
-    with pytest.raises(RequestError, match="job0 at http://elsewhere"):
+    with pytest.raises(RequestError, match=r"job0 at http://elsewhere.*--forget-jobs"):
         collected(jobs_at(Scripted([DONE]), ledger), 2)
 
 
@@ -271,3 +423,32 @@ def test_the_status_line_tells_of_every_change_once() -> None:
     assert lines == list(dict.fromkeys(lines))
     assert lines[0] == f"{HOST}: 1 submitted"
     assert f"{HOST}: 1 running" in lines
+
+
+def told(dtype: str) -> bytes:
+    """What a server answers to a job of no batches."""
+    import io
+
+    import torch
+
+    nothing: dict[str, Any] = {"layout": [[]], "flat": {}}
+    facts = {"dtype": dtype, "commit": "", "weights": ""}
+    buffer = io.BytesIO()
+    torch.save({"answer": {"batches": nothing, "check": nothing, "facts": facts}}, buffer)
+    return compress(buffer.getvalue())
+
+
+def test_the_dtype_of_a_model_that_is_not_deployed_yet_is_learned_before_a_run() -> None:
+    model = tiny_model("llama")
+    assert model.identity()["dtype"] == "float32"
+    server: Any = Scripted([DONE])
+    server.submit = lambda *_: server.jobs.setdefault("job0", ()) or "job0"
+    server.download = lambda url: told("bfloat16")
+    model.remote = Link(server, "key", "org/model", QUICK, dtype_known=False)
+    learn_dtype(model)
+    assert model.identity()["dtype"] == "bfloat16"
+    learn_dtype(model)
+    assert len(server.asked) == 1  # it is known now
+    server.download = lambda url: told("float16")
+    with pytest.raises(ModelError, match="in float16, but bfloat16 was expected"):
+        execute(model, [])

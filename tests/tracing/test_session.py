@@ -19,7 +19,7 @@ from refusal_nn.interventions import DirectionalAblation
 from refusal_nn.models import Limits, Link, Service
 from refusal_nn.tracing import Capture, Ref, Start, forward_request, generate_request, pad, run
 from refusal_nn.tracing._dryrun import _worker
-from refusal_nn.tracing._ndif_errors import failure_of
+from refusal_nn.tracing._ndif_errors import TooMuchError, failure_of
 from refusal_nn.tracing._ndif_job import Job, Passes, _compact, decompress
 from refusal_nn.tracing._ndif_size import size_of
 from refusal_nn.tracing._session import pack, run_request, unpack
@@ -244,11 +244,11 @@ AttributeError: a-secret-key has no attribute '77'
     ("said", "kind", "sentence"),
     [
         (OURS, BackendError, r"at refusal_nn/tracing/_walk\.py:120: AttributeError: \*\*\* has no"),
-        ("Traceback (most recent call last):\ntorch.OutOfMemoryError: x", BackendError, "--batch-"),
+        ("Traceback (most recent call last):\ntorch.OutOfMemoryError: x", TooMuchError, "--batch-"),
         ("Error starting model. Please try again later.", UnavailableError, "Error starting"),
         ("Replica was evicted while processing your request.", UnavailableError, "evicted"),
         ("Could not deploy this model. No room.", BackendError, "cannot: No room; choose"),
-        ("Your job exceeded the execution timeout of 9s.", BackendError, "smaller"),
+        ("Your job exceeded the execution timeout of 9s.", TooMuchError, "smaller"),
         (
             "Your request payload could not be read (ModuleNotFoundError: No module named 'x').",
             PreflightError,
