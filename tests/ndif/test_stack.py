@@ -28,6 +28,7 @@ from nnsight.intervention.backends.remote import (  # isort: skip
 )
 from nnsight.modeling.transformers import TransformersModel  # isort: skip
 from nnsight.schema.config import CONFIG  # isort: skip
+from websocket import WebSocketException  # isort: skip
 
 pytestmark = pytest.mark.ndif
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,9 +142,17 @@ def test_a_job_sent_while_the_dispatcher_is_dead_is_answered_once_it_is_back(
 
 
 @pytest.fixture(scope="module")
-def auth(stack: Stack) -> str:
+def auth(stack: Stack, tiny: TransformersModel) -> str:
     stack.start("auth-api")
-    return stack.url("auth-api")
+    url = stack.url("auth-api")
+    for _ in range(20):  # the first connections to a service that has just begun may be dropped
+        try:
+            _ask(tiny, url, "not-a-key")
+        except RemoteError:
+            return url
+        except (WebSocketException, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"the service with keys at {url} answers nothing")
 
 
 @pytest.mark.parametrize(

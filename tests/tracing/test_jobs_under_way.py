@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -439,7 +440,7 @@ def told(dtype: str) -> bytes:
 
 
 def test_the_dtype_of_a_model_that_is_not_deployed_yet_is_learned_before_a_run() -> None:
-    model = tiny_model("llama")
+    model = replace(tiny_model("llama"))  # a copy: the session's own must stay local
     assert model.identity()["dtype"] == "float32"
     server: Any = Scripted([DONE])
     server.submit = lambda *_: server.jobs.setdefault("job0", ()) or "job0"
