@@ -122,7 +122,10 @@ def test_twenty_kills_at_random_moments_leave_the_identical_store(
     interrupted = 0
     for k in range(20):
         after = rng.uniform(0, seconds)
-        interrupted += kill_and_resume(folder, f"stores-{k}", after)
+        met = kill_and_resume(folder, f"stores-{k}", after)
+        interrupted += met
+        if not met:  # done by then: the machine has less else to do than when the run was timed
+            seconds = min(seconds, after)
         check(folder, f"stores-{k}", expected)
     assert interrupted >= 10, f"only {interrupted} of 20 kills met a partial run"
 
