@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,13 +14,11 @@ from refusal_nn.cli._options import together
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
     from refusal_nn.models import Model
-    from refusal_nn.prompts import Pairs
     from refusal_nn.recorded import Run
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 METRICS = ("refusal-log-odds", "logit-difference", "projection", "kl")
-SPLITS = ("train", "val", "test")
 
 pairs_option = click.option(
     "--pairs",
@@ -67,69 +66,61 @@ positions_option = click.option(
 layers_option = click.option("--layers", metavar="LIST", help="Blocks, such as 3,4,5; default all.")
 
 
-def check_metric(
-    metric: str, tokens: str | None, against: str | None, direction: str | None
-) -> None:
-    """Refuse options of a metric that was not asked for, and a metric without its options."""
-    logits = metric == "logit-difference"
-    needs = {
-        "--against": (against, logits, logits),
-        "--direction": (direction, metric == "projection", metric == "projection"),
-        "--refusal-tokens": (tokens, logits, logits or metric == "refusal-log-odds"),
-    }
-    for option, (value, needed, allowed) in needs.items():
-        if value is None and needed:
-            raise click.UsageError(f"--metric {metric} needs {option}.")
-        if value is not None and not allowed:
-            raise click.UsageError(f"{option} has no meaning for --metric {metric}.")
+@dataclass(frozen=True)
+class AskedMetric:
+    """The metric options as they were typed."""
+
+    kind: str
+    tokens: str | None
+    against: str | None
+    direction: str | None
+
+    def check(self) -> None:
+        """Refuse options of a metric that was not asked for, and a metric without its options."""
+        logits = self.kind == "logit-difference"
+        projection = self.kind == "projection"
+        needs = {
+            "--against": (self.against, logits, logits),
+            "--direction": (self.direction, projection, projection),
+            "--refusal-tokens": (self.tokens, logits, logits or self.kind == "refusal-log-odds"),
+        }
+        for option, (value, needed, allowed) in needs.items():
+            if value is None and needed:
+                raise click.UsageError(f"--metric {self.kind} needs {option}.")
+            if value is not None and not allowed:
+                raise click.UsageError(f"{option} has no meaning for --metric {self.kind}.")
+
+    def inputs(self, stores: Path) -> tuple[Run, ...]:
+        """The run to project on, as the inputs of a run; none where no direction was named."""
+        from refusal_nn.recorded import open_input
+
+        if self.direction is None:
+            return ()
+        return (open_input(stores, self.direction, "direction-select"),)
+
+    def of(self, model: Model, inputs: tuple[Run, ...]) -> Metric | None:
+        """The metric; None for refusal tokens that are still to be found."""
+        from refusal_nn.attribution import Metric
+        from refusal_nn.directions import parse_tokens
+        from refusal_nn.recorded import same_model
+
+        if self.kind == "kl":
+            return Metric.kl()
+        if inputs:
+            same_model(inputs[0], model)
+            layer = int(inputs[0].tree.attrs["layer"])
+            # the input of block 0 is read before anything that could be patched
+            return Metric.projection(inputs[0].tree.to_dataset()["direction"].values, layer)
+        found = parse_tokens(model, self.tokens)
+        if self.kind == "refusal-log-odds":
+            return None if found is None else Metric.refusal_log_odds(found)
+        return Metric.logit_difference(found or [], parse_tokens(model, self.against) or [])
 
 
-def direction_input(stores: Path, name: str | None) -> tuple[Run, ...]:
-    """The run to project on, as the inputs of a run; none without a name."""
-    from refusal_nn.recorded import open_input
-
-    return () if name is None else (open_input(stores, name, "direction-select"),)
-
-
-def metric_from(
-    model: Model, kind: str, tokens: str | None, against: str | None, inputs: tuple[Run, ...]
-) -> Metric | None:
-    """The metric asked for; None for refusal tokens that are still to be found."""
-    from refusal_nn.attribution import Metric
-    from refusal_nn.directions import parse_tokens
-    from refusal_nn.recorded import same_model
-
-    if kind == "kl":
-        return Metric.kl()
-    if inputs:
-        same_model(inputs[0], model)
-        layer = int(inputs[0].tree.attrs["layer"])
-        # the input of block 0 is read before anything that could be patched
-        return Metric.projection(inputs[0].tree.to_dataset()["direction"].values, layer)
-    found = parse_tokens(model, tokens)
-    if kind == "refusal-log-odds":
-        return None if found is None else Metric.refusal_log_odds(found)
-    return Metric.logit_difference(found or [], parse_tokens(model, against) or [])
-
-
-def split_of(pairs: Pairs, split: str) -> Pairs:
-    """The pairs of a split, or all of them."""
-    if split == "all":
-        return pairs
-    if split not in SPLITS:
-        raise click.BadParameter(
-            f"{split!r} is not {', '.join(SPLITS)} or all.", param_hint="--split"
-        )
-    return getattr(pairs, split)  # type: ignore[no-any-return]
-
-
-def integers(text: str | None, option: str) -> list[int] | None:
-    """Whole numbers from a list such as ``-3,-1``."""
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not a list of whole numbers such as 3,4.", param_hint=option
-        ) from None
+def take_metric(values: dict[str, Any]) -> AskedMetric:
+    """Remove the metric options from a command's values and return them, checked."""
+    asked = AskedMetric(
+        *(values.pop(name) for name in ("metric", "refusal_tokens", "against", "direction"))
+    )
+    asked.check()
+    return asked

@@ -1,27 +1,59 @@
-"""What commands that go on from a run have in common."""
+"""What commands have in common that go on from runs, use a split, or keep a run of their own."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from refusal_nn.cli._progress import progress
 from refusal_nn.cli._request import command_line, request
+from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
-    from refusal_nn.prompts import Pairs
     from refusal_nn.recorded import Keeping, Run
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SPLITS = ("train", "val", "test", "all")
 
 input_model_option = click.option(
-    "--model", metavar="MODEL", help="Default: the model the input run was made with."
+    "--model",
+    metavar="MODEL",
+    help="Default: the model the input run was made with; a folder has to be given again.",
 )
+
+
+def split_option(default: str) -> Callable[[F], F]:
+    """``--split``, whose value :func:`split_of` checks."""
+    return click.option(
+        "--split", default=default, show_default=True, help="Split to use: train, val, test or all."
+    )
+
+
+def split_of(prompts: Any, split: str) -> Any:
+    """The prompts, or pairs, of a split, or all of them."""
+    if split == "all":
+        return prompts
+    if split not in SPLITS:
+        raise click.BadParameter(f"{split!r} is not train, val, test or all.", param_hint="--split")
+    return getattr(prompts, split)
+
+
+def integers(
+    text: str | None, option: str, what: str = "whole numbers such as 3,4"
+) -> list[int] | None:
+    """Whole numbers from a list such as ``-3,-1``."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of {what}.", param_hint=option) from None
 
 
 @contextlib.contextmanager
@@ -39,13 +71,15 @@ def model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Model:
     Raises
     ------
     RequestError
-        If the run was made with another model than the one asked for.
+        If the run was made with another model than the one asked for, or with a folder that is to be
+        given again.
     """
     from refusal_nn.models import load_model
     from refusal_nn.recorded import same_model
 
     attrs = run.tree.attrs
     if name is None:
+        _check_findable(run.name, attrs["model"])
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
     model = load_model(name or attrs["model"], **loading)
@@ -53,12 +87,12 @@ def model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Model:
     return model
 
 
-def pairs_of_split(source: str, split: str) -> Pairs:
-    """Contrast pairs by name or file, of one split or all."""
-    from refusal_nn.prompts import load_pairs
+def _check_findable(run: str, model: str) -> None:
+    """A run records no path, so a model that was a folder cannot be loaded from its name."""
+    from refusal_nn.models import embedded_path
 
-    pairs = load_pairs(source)
-    if split == "all":
-        return pairs
-    found: Pairs = getattr(pairs, split)
-    return found
+    if "/" not in model and embedded_path(model) is None and not Path(model).is_dir():
+        raise RequestError(
+            f"run {run!r} was made with model folder {model!r}, and runs do not record where that "
+            "lies; pass --model PATH."
+        )

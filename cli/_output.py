@@ -7,11 +7,14 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from refusal_nn.cli._options import STDOUT
+
+if TYPE_CHECKING:
+    from refusal_nn.recorded import Run
 
 
 def to_plain(value: Any) -> Any:
@@ -90,6 +93,11 @@ def print_table(
 def notice(message: str) -> None:
     """Write a line to stderr."""
     click.echo(message, err=True)
+
+
+def notice_run(run: Run) -> None:
+    """Say on stderr where a run is, and whether it was there before."""
+    notice(f"{'already complete' if run.reused else 'wrote'}: {run.path}")
 
 
 def _cell(value: Any) -> str:

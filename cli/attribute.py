@@ -7,14 +7,8 @@ from typing import Any
 
 import click
 
-from refusal_nn.cli._contrast import (
-    check_metric,
-    direction_input,
-    metric_from,
-    metric_options,
-    pairs_option,
-    split_of,
-)
+from refusal_nn.cli._contrast import metric_options, pairs_option, take_metric
+from refusal_nn.cli._inputs import keeping, split_of, split_option
 from refusal_nn.cli._options import (
     batch_size_option,
     config_option,
@@ -25,9 +19,7 @@ from refusal_nn.cli._options import (
     seed_option,
     take_loading,
 )
-from refusal_nn.cli._output import notice, print_json, print_table
-from refusal_nn.cli._progress import progress
-from refusal_nn.cli._request import command_line, request
+from refusal_nn.cli._output import notice_run, print_json, print_table
 
 METHODS = ("atp", "eap", "eap-ig", "clean-corrupted", "exact")
 
@@ -36,9 +28,7 @@ METHODS = ("atp", "eap", "eap-ig", "clean-corrupted", "exact")
 @model_option()
 @loading_options
 @pairs_option
-@click.option(
-    "--split", default="train", show_default=True, help="Split to use: train, val, test or all."
-)
+@split_option("train")
 @click.option(
     "--level",
     type=click.Choice(["edge", "node"]),
@@ -73,10 +63,6 @@ def command(
     model: str,
     pairs: str,
     split: str,
-    metric: str,
-    refusal_tokens: str | None,
-    against: str | None,
-    direction: str | None,
     top: int,
     stores: Path,
     name: str | None,
@@ -94,19 +80,18 @@ def command(
     from refusal_nn.attribution import attribute_run, ranked
     from refusal_nn.models import load_model
     from refusal_nn.prompts import load_pairs
-    from refusal_nn.recorded import Keeping
 
-    check_metric(metric, refusal_tokens, against, direction)
+    asked = take_metric(options)
     loading = take_loading(options)
     chosen = split_of(load_pairs(pairs), split)
-    inputs = direction_input(stores, direction)
+    inputs = asked.inputs(stores)
     loaded = load_model(model, **loading)
-    measured = metric_from(loaded, metric, refusal_tokens, against, inputs)
-    with progress() as report:
+    measured = asked.of(loaded, inputs)
+    with keeping(stores, name, resume) as where:
         run = attribute_run(
             loaded,
             chosen,
-            Keeping(stores, name, request(), command_line(), resume, report),
+            where,
             metric=measured,
             inputs=inputs,
             **options,
@@ -130,4 +115,4 @@ def command(
         return
     columns = list(rows[0]) if rows else ["src", "score", "se"]
     print_table(columns, [list(row.values()) for row in rows])
-    notice(f"{'already complete' if run.reused else 'wrote'}: {run.path}")
+    notice_run(run)

@@ -14,7 +14,7 @@ from refusal_nn.cli._inputs import (
     input_model_option,
     keeping,
     model_of,
-    pairs_of_split,
+    split_of,
 )
 from refusal_nn.cli._options import (
     batch_size_option,
@@ -26,7 +26,7 @@ from refusal_nn.cli._options import (
     take_loading,
     together,
 )
-from refusal_nn.cli._output import notice, print_json, print_table
+from refusal_nn.cli._output import notice, notice_run, print_json, print_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -140,6 +140,7 @@ def discover_command(
       refusal-nn circuit discover RUN --faithfulness 0.9 --pairs tiny-pairs
     """
     from refusal_nn.circuits import circuit_of, discover_run
+    from refusal_nn.prompts import load_pairs
     from refusal_nn.recorded import open_input
 
     if (pairs is None) != (options["target"] is None):
@@ -152,7 +153,7 @@ def discover_command(
         rule = "threshold"
     source = open_input(stores, scores, "attribute-edges")
     loading = take_loading(options)
-    chosen = None if pairs is None else pairs_of_split(pairs, split)
+    chosen = None if pairs is None else split_of(load_pairs(pairs), split)
     used = model_of(source, model, loading) if measured or model is not None else None
     with keeping(stores, name, resume) as where:
         run = discover_run(used, source, where, pairs=chosen, rule=rule, **options)
@@ -180,7 +181,7 @@ def discover_command(
     if measured:
         reached = f"{attrs['faithfulness']:.3f}, at least {attrs['faithfulness_low']:.3f}"
         notice(f"faithfulness on the pairs its size was chosen on: {reached}")
-    _say(run)
+    notice_run(run)
 
 
 @command.command(name="evaluate")
@@ -232,11 +233,12 @@ def evaluate_command(
       refusal-nn circuit evaluate RUN --pairs tiny-pairs
     """
     from refusal_nn.circuits import evaluate_run
+    from refusal_nn.prompts import load_pairs
     from refusal_nn.recorded import open_input
 
     source = open_input(stores, circuit, "circuit-discover")
     loading = take_loading(options)
-    chosen = pairs_of_split(pairs, split)
+    chosen = split_of(load_pairs(pairs), split)
     kinds = tuple(kind for kind in nulls if kind != "none")
     with keeping(stores, name, resume) as where:
         run = evaluate_run(
@@ -255,7 +257,7 @@ def evaluate_command(
     for kind, null in document["nulls"].items():
         notice(f"{kind} circuits at least as faithful: p = {null['p']:.3g} of {null['n']} draws")
     notice("{kept} of {total} edges".format(**document["edges"]))
-    _say(run)
+    notice_run(run)
 
 
 @command.command(name="compare")
@@ -288,6 +290,7 @@ def compare_command(
       refusal-nn circuit compare RUN RUN --pairs tiny-pairs
     """
     from refusal_nn.circuits import compare_run
+    from refusal_nn.prompts import load_pairs
     from refusal_nn.recorded import open_input
 
     if not pairs:
@@ -295,7 +298,7 @@ def compare_command(
         options |= {"ablation": None, "batch_size": None}
     sources = [open_input(stores, circuit, "circuit-discover") for circuit in circuits]
     loading = take_loading(options)
-    sets = [pairs_of_split(source, split) for source in pairs]
+    sets = [split_of(load_pairs(source), split) for source in pairs]
     chosen = {some.name: some for some in sets}
     if len(chosen) < len(sets):
         raise click.UsageError("two sets of pairs have one name; rename a file.")
@@ -324,7 +327,7 @@ def compare_command(
     if cross:
         cells = [[_three(v) if isinstance(v, float) else v for v in row.values()] for row in cross]
         print_table(list(cross[0]), cells)
-    _say(run)
+    notice_run(run)
 
 
 def _evaluation(run: Run) -> dict[str, Any]:
@@ -388,10 +391,6 @@ def _refuse(without: str, *names: str) -> None:
     for name in names:
         if _typed(name):
             raise click.UsageError(f"--{name.replace('_', '-')} has no effect without {without}.")
-
-
-def _say(run: Run) -> None:
-    notice(f"{'already complete' if run.reused else 'wrote'}: {run.path}")
 
 
 command.add_command(export_command)

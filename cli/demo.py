@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
+from refusal_nn.cli._inputs import keeping
 from refusal_nn.cli._options import analysis_options, take_loading
 from refusal_nn.cli._output import notice, print_json, print_table
-from refusal_nn.cli._progress import progress
-from refusal_nn.cli._request import command_line, request
 
 
 @click.command(name="demo")
@@ -45,13 +44,11 @@ def command(
     from refusal_nn.demo import run_demo
     from refusal_nn.models import load_model
     from refusal_nn.prompts import load_prompts
-    from refusal_nn.recorded import Keeping
 
     loading = take_loading(options)
     loaded = load_model(model, **loading)
-    with progress() as bars:
-        keeping = Keeping(stores, name, request(), command_line(), resume, bars)
-        done = run_demo(loaded, load_prompts(prompts), keeping, **options)
+    with keeping(stores, name, resume) as where:
+        done = run_demo(loaded, load_prompts(prompts), where, **options)
     summary = done.summary()
     if as_json:
         print_json(summary)

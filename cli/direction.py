@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from refusal_nn.cli._inputs import (
+    input_model_option,
+    integers,
+    keeping,
+    model_of,
+    split_of,
+    split_option,
+)
 from refusal_nn.cli._options import (
     analysis_options,
     batch_size_option,
@@ -20,13 +26,10 @@ from refusal_nn.cli._options import (
     seed_option,
     take_loading,
 )
-from refusal_nn.cli._output import notice, print_json, print_table
-from refusal_nn.cli._progress import progress
-from refusal_nn.cli._request import command_line, request
-from refusal_nn.errors import RequestError
+from refusal_nn.cli._output import notice, notice_run, print_json, print_table
 
 if TYPE_CHECKING:
-    from refusal_nn.recorded import Keeping, Run
+    from refusal_nn.recorded import Run
 
 
 @click.group(name="direction")
@@ -57,12 +60,6 @@ screen_option = click.option(
     help="Use only prompts that the model refuses or answers as their label says.",
 )
 
-input_model_option = click.option(
-    "--model",
-    metavar="MODEL",
-    help="Default: the model the input run was made with; a folder has to be given again.",
-)
-
 
 def _thresholds(function: Any) -> Any:
     for option in reversed(thresholds):
@@ -72,9 +69,7 @@ def _thresholds(function: Any) -> Any:
 
 @command.command(name="extract")
 @analysis_options()
-@click.option(
-    "--split", default="train", show_default=True, help="Split to use: train, val, test or all."
-)
+@split_option("train")
 @click.option(
     "--method",
     type=click.Choice(["difference-in-means"]),
@@ -114,12 +109,12 @@ def extract_command(
 
     loading = take_loading(options)
     chosen = _prompts(prompts, split)
-    with _keeping(stores, name, resume) as keeping:
+    with keeping(stores, name, resume) as where:
         run = extract_run(
             load_model(model, **loading),
             chosen,
-            keeping,
-            positions=_positions(positions),
+            where,
+            positions=integers(positions, "--positions", "positions such as -3,-1"),
             seed=seed,
             **options,
         )
@@ -164,8 +159,8 @@ def score_command(
     source = open_input(stores, candidates, "direction-extract")
     loading = take_loading(options)
     chosen = _prompts(prompts, split)
-    with _keeping(stores, name, resume) as keeping:
-        run = score_run(_model_of(source, model, loading), source, chosen, keeping, **options)
+    with keeping(stores, name, resume) as where:
+        run = score_run(model_of(source, model, loading), source, chosen, where, **options)
     _report(run, as_json, ())
 
 
@@ -200,8 +195,8 @@ def select_command(
 
     source = open_input(stores, scores, "direction-score")
     loading = take_loading(options)
-    with _keeping(stores, name, resume) as keeping:
-        run, chosen = select_run(_model_of(source, model, loading), source, keeping, **options)
+    with keeping(stores, name, resume) as where:
+        run, chosen = select_run(model_of(source, model, loading), source, where, **options)
     attrs = run.tree.attrs
     selected = {k: attrs[k] for k in ("layer", "position", "bypass", "induce", "kl")}
     ties = [{"layer": tie.layer, "position": tie.position} for tie in chosen.near_ties]
@@ -211,7 +206,7 @@ def select_command(
     print_table(["layer", "position", "bypass", "induce", "KL"], [list(selected.values())])
     for tie in ties:
         notice(f"near tie: layer {tie['layer']}, position {tie['position']}")
-    _say(run)
+    notice_run(run)
 
 
 @command.command(name="evaluate")
@@ -263,23 +258,15 @@ def evaluate_command(
     source = open_input(stores, selected, "direction-select")
     loading = take_loading(options)
     chosen = _prompts(prompts, split)
-    with _keeping(stores, name, resume) as keeping:
-        run = evaluate_run(_model_of(source, model, loading), source, chosen, keeping, **options)
+    with keeping(stores, name, resume) as where:
+        run = evaluate_run(model_of(source, model, loading), source, chosen, where, **options)
     rows = rate_rows(run.tree["rates"].to_dataset())
     if as_json:
         print_json({"run": run.path, "reused": run.reused, "refusal_rate": rows})
         return
     columns = ["intervention", "style", "refused", "low", "high", "n", "coherent"]
     print_table(columns, [list(row.values()) for row in rows])
-    _say(run)
-
-
-@contextlib.contextmanager
-def _keeping(stores: Path, name: str | None, resume: bool) -> Iterator[Keeping]:
-    from refusal_nn.recorded import Keeping
-
-    with progress() as report:
-        yield Keeping(stores, name, request(), command_line(), resume, report)
+    notice_run(run)
 
 
 def _prompts(name: str, split: str) -> Any:
@@ -287,53 +274,7 @@ def _prompts(name: str, split: str) -> Any:
 
     prompts = load_prompts(name)
     check_disjoint(prompts)
-    if split == "all":
-        return prompts
-    if split not in ("train", "val", "test"):
-        raise click.BadParameter(f"{split!r} is not train, val, test or all.", param_hint="--split")
-    return getattr(prompts, split)
-
-
-def _model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Any:
-    """The model an input run was made with, or the one asked for; refuses another's run."""
-    from refusal_nn.models import load_model
-    from refusal_nn.recorded import same_model
-
-    attrs = run.tree.attrs
-    if name is None:
-        _check_findable(run.name, attrs["model"])
-        loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
-        loading["revision"] = loading["revision"] or attrs["revision"] or None
-    model = load_model(name or attrs["model"], **loading)
-    same_model(run, model)
-    return model
-
-
-def _check_findable(run: str, model: str) -> None:
-    """A run records no path, so a model that was a folder cannot be loaded from its name."""
-    from refusal_nn.models import embedded_path
-
-    if "/" not in model and embedded_path(model) is None and not Path(model).is_dir():
-        raise RequestError(
-            f"run {run!r} was made with model folder {model!r}, and runs do not record where that "
-            "lies; pass --model PATH."
-        )
-
-
-def _positions(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not a list of positions such as -3,-1.", param_hint="--positions"
-        ) from None
-
-
-def _say(run: Run) -> None:
-    state = "already complete" if run.reused else "wrote"
-    notice(f"{state}: {run.path}")
+    return split_of(prompts, split)
 
 
 def _report(run: Run, as_json: bool, shown: tuple[str, ...]) -> None:
@@ -346,4 +287,4 @@ def _report(run: Run, as_json: bool, shown: tuple[str, ...]) -> None:
         return
     rows = [("model", attrs["model"]), *((k, attrs[k]) for k in shown), *sizes.items()]
     print_table(["property", "value"], [(k, str(v)) for k, v in rows])
-    _say(run)
+    notice_run(run)

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refusal_nn.cli._contrast import (
-    check_metric,
-    direction_input,
-    integers,
     layers_option,
-    metric_from,
     metric_options,
     pairs_option,
     positions_option,
     screen_option,
-    split_of,
+    take_metric,
 )
+from refusal_nn.cli._inputs import integers, keeping, split_of, split_option
 from refusal_nn.cli._options import (
     batch_size_option,
     config_option,
@@ -29,9 +26,7 @@ from refusal_nn.cli._options import (
     seed_option,
     take_loading,
 )
-from refusal_nn.cli._output import notice, print_json, print_table
-from refusal_nn.cli._progress import progress
-from refusal_nn.cli._request import command_line, request
+from refusal_nn.cli._output import notice_run, print_json, print_table
 
 if TYPE_CHECKING:
     from refusal_nn.recorded import Run
@@ -57,9 +52,7 @@ def command() -> None:
 @model_option()
 @loading_options
 @pairs_option
-@click.option(
-    "--split", default="test", show_default=True, help="Split to use: train, val, test or all."
-)
+@split_option("test")
 @click.option(
     "--site",
     "sites",
@@ -95,10 +88,6 @@ def positions_command(
     pairs: str,
     split: str,
     interchange: str,
-    metric: str,
-    refusal_tokens: str | None,
-    against: str | None,
-    direction: str | None,
     positions: str | None,
     layers: str | None,
     top: int,
@@ -117,22 +106,21 @@ def positions_command(
     from refusal_nn.models import load_model
     from refusal_nn.patching import positions_run, strongest_rows
     from refusal_nn.prompts import load_pairs
-    from refusal_nn.recorded import Keeping
 
-    check_metric(metric, refusal_tokens, against, direction)
+    asked = take_metric(options)
     loading = take_loading(options)
-    where, blocks = integers(positions, "--positions"), integers(layers, "--layers")
+    at, blocks = integers(positions, "--positions"), integers(layers, "--layers")
     chosen = split_of(load_pairs(pairs), split)
-    inputs = direction_input(stores, direction)
+    inputs = asked.inputs(stores)
     loaded = load_model(model, **loading)
-    with progress() as report:
+    with keeping(stores, name, resume) as where:
         run = positions_run(
             loaded,
             chosen,
-            Keeping(stores, name, request(), command_line(), resume, report),
-            metric=metric_from(loaded, metric, refusal_tokens, against, inputs),
+            where,
+            metric=asked.of(loaded, inputs),
             direction=interchange,
-            positions=where,
+            positions=at,
             layers=blocks,
             inputs=inputs,
             **options,
@@ -145,7 +133,7 @@ def positions_command(
         return
     columns = ["site", "layer", "position", "recovery", "low", "high"]
     print_table(columns, [list(row.values()) for row in rows])
-    _say(run)
+    notice_run(run)
 
 
 @command.command(name="heads")
@@ -203,10 +191,6 @@ def positions_command(
 def heads_command(
     model: str,
     pairs: str,
-    metric: str,
-    refusal_tokens: str | None,
-    against: str | None,
-    direction: str | None,
     positions: str | None,
     layers: str | None,
     stores: Path,
@@ -227,21 +211,20 @@ def heads_command(
     from refusal_nn.models import load_model
     from refusal_nn.patching import head_rows, heads_run, joint_rows
     from refusal_nn.prompts import load_pairs
-    from refusal_nn.recorded import Keeping
 
-    check_metric(metric, refusal_tokens, against, direction)
+    asked = take_metric(options)
     loading = take_loading(options)
-    where, blocks = integers(positions, "--positions"), integers(layers, "--layers")
+    at, blocks = integers(positions, "--positions"), integers(layers, "--layers")
     chosen = load_pairs(pairs)
-    inputs = direction_input(stores, direction)
+    inputs = asked.inputs(stores)
     loaded = load_model(model, **loading)
-    with progress() as report:
+    with keeping(stores, name, resume) as where:
         run = heads_run(
             loaded,
             chosen,
-            Keeping(stores, name, request(), command_line(), resume, report),
-            metric=metric_from(loaded, metric, refusal_tokens, against, inputs),
-            positions=where,
+            where,
+            metric=asked.of(loaded, inputs),
+            positions=at,
             layers=blocks,
             inputs=inputs,
             **options,
@@ -260,7 +243,7 @@ def heads_command(
         empty="no head carries enough of the decision to refuse",
     )
     print_table(list(joint[0]), [list(row.values()) for row in joint])
-    _say(run)
+    notice_run(run)
 
 
 def _summary(run: Run) -> dict[str, Any]:
@@ -275,20 +258,16 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _completions(run: Run, group: str) -> list[dict[str, Any]]:
     """Refusal rates of the completions of a run, a row a condition; empty where there are none."""
+    from refusal_nn.evaluation import rate_of
+
     if group not in run.tree.children:
         return []
     table = run.tree[group].to_dataset()
-    names = {"rate": "refusal_rate", "low": "refusal_rate_low", "high": "refusal_rate_high"}
     return [
-        {
-            "intervention": str(name),
-            **{k: float(table[v].sel(intervention=name)) for k, v in names.items()},
-            "n": int(table["refusal_rate_n"].sel(intervention=name)),
-            "coherent": float(table["coherent_rate"].sel(intervention=name)),
-        }
+        {"intervention": str(name), **rate_of(table.sel(intervention=name))}
         for name in table["intervention"].values
     ]
 
 
 def _say(run: Run) -> None:
-    notice(f"{'already complete' if run.reused else 'wrote'}: {run.path}")
+    notice_run(run)
