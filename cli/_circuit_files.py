@@ -12,7 +12,7 @@ from refusal_nn.cli._output import notice, print_json, print_table
 
 if TYPE_CHECKING:
     from refusal_nn.circuits import Circuit
-    from refusal_nn.recorded import Run
+    from refusal_nn.runs import Run
 
 FORMATS = ("eap-ig-json", "eap-ig-pt", "graphml", "dot", "neuronpedia")
 
@@ -136,7 +136,7 @@ def show_command(
 def _opened(stores: Path, name: str, consensus: float | None) -> tuple[Run, Circuit]:
     from refusal_nn import circuits
     from refusal_nn.errors import RequestError
-    from refusal_nn.recorded import open_input
+    from refusal_nn.runs import open_input
 
     run = open_input(stores, name, "circuit-discover")
     found = circuits.circuit_of(run)

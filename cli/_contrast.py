@@ -14,7 +14,7 @@ from refusal_nn.cli._options import together
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
     from refusal_nn.models import Model
-    from refusal_nn.recorded import Run
+    from refusal_nn.runs import Run
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,7 +92,7 @@ class AskedMetric:
 
     def inputs(self, stores: Path) -> tuple[Run, ...]:
         """The run to project on, as the inputs of a run; none where no direction was named."""
-        from refusal_nn.recorded import open_input
+        from refusal_nn.runs import open_input
 
         if self.direction is None:
             return ()
@@ -102,7 +102,7 @@ class AskedMetric:
         """The metric; None for refusal tokens that are still to be found."""
         from refusal_nn.attribution import Metric
         from refusal_nn.directions import parse_tokens
-        from refusal_nn.recorded import same_model
+        from refusal_nn.runs import same_model
 
         if self.kind == "kl":
             return Metric.kl()

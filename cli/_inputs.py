@@ -15,7 +15,7 @@ from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
-    from refusal_nn.recorded import Keeping, Run
+    from refusal_nn.runs import Keeping, Run
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,7 +59,7 @@ def integers(
 @contextlib.contextmanager
 def keeping(stores: Path, name: str | None, resume: bool) -> Iterator[Keeping]:
     """Where a command's run is kept, with progress on stderr."""
-    from refusal_nn.recorded import Keeping
+    from refusal_nn.runs import Keeping
 
     with progress() as report:
         yield Keeping(stores, name, request(), command_line(), resume, report)
@@ -75,7 +75,7 @@ def model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Model:
         given again.
     """
     from refusal_nn.models import load_model
-    from refusal_nn.recorded import same_model
+    from refusal_nn.runs import same_model
 
     attrs = run.tree.attrs
     if name is None:

@@ -14,7 +14,7 @@ import click
 from refusal_nn.cli._options import STDOUT
 
 if TYPE_CHECKING:
-    from refusal_nn.recorded import Run
+    from refusal_nn.runs import Run
 
 
 def to_plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ from refusal_nn.cli._output import notice, notice_run, print_json, print_table
 if TYPE_CHECKING:
     import xarray as xr
 
-    from refusal_nn.recorded import Run
+    from refusal_nn.runs import Run
 
 ABLATIONS = ("resample", "mean", "zero")
 NULLS = ("random", "layer-matched")
@@ -141,7 +141,7 @@ def discover_command(
     """
     from refusal_nn.circuits import circuit_of, discover_run
     from refusal_nn.prompts import load_pairs
-    from refusal_nn.recorded import open_input
+    from refusal_nn.runs import open_input
 
     if (pairs is None) != (options["target"] is None):
         raise click.UsageError("--faithfulness and --pairs go together; give both or neither.")
@@ -234,7 +234,7 @@ def evaluate_command(
     """
     from refusal_nn.circuits import evaluate_run
     from refusal_nn.prompts import load_pairs
-    from refusal_nn.recorded import open_input
+    from refusal_nn.runs import open_input
 
     source = open_input(stores, circuit, "circuit-discover")
     loading = take_loading(options)
@@ -291,7 +291,7 @@ def compare_command(
     """
     from refusal_nn.circuits import compare_run
     from refusal_nn.prompts import load_pairs
-    from refusal_nn.recorded import open_input
+    from refusal_nn.runs import open_input
 
     if not pairs:
         _refuse("--pairs", "split", "ablation", "batch_size")

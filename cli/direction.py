@@ -29,7 +29,7 @@ from refusal_nn.cli._options import (
 from refusal_nn.cli._output import notice, notice_run, print_json, print_table
 
 if TYPE_CHECKING:
-    from refusal_nn.recorded import Run
+    from refusal_nn.runs import Run
 
 
 @click.group(name="direction")
@@ -154,7 +154,7 @@ def score_command(
       refusal-nn direction score RUN --prompts tiny-bench
     """
     from refusal_nn.directions import score_run
-    from refusal_nn.recorded import open_input
+    from refusal_nn.runs import open_input
 
     source = open_input(stores, candidates, "direction-extract")
     loading = take_loading(options)
@@ -191,7 +191,7 @@ def select_command(
       refusal-nn direction select RUN
     """
     from refusal_nn.directions import select_run
-    from refusal_nn.recorded import open_input
+    from refusal_nn.runs import open_input
 
     source = open_input(stores, scores, "direction-score")
     loading = take_loading(options)
@@ -252,8 +252,8 @@ def evaluate_command(
       refusal-nn direction evaluate RUN --prompts tiny-bench
     """
     from refusal_nn.directions import evaluate_run
-    from refusal_nn.evaluation import rate_rows
-    from refusal_nn.recorded import open_input
+    from refusal_nn.responses import rate_rows
+    from refusal_nn.runs import open_input
 
     source = open_input(stores, selected, "direction-select")
     loading = take_loading(options)

@@ -29,7 +29,7 @@ from refusal_nn.cli._options import (
 from refusal_nn.cli._output import notice_run, print_json, print_table
 
 if TYPE_CHECKING:
-    from refusal_nn.recorded import Run
+    from refusal_nn.runs import Run
 
 SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 
@@ -258,7 +258,7 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _completions(run: Run, group: str) -> list[dict[str, Any]]:
     """Refusal rates of the completions of a run, a row a condition; empty where there are none."""
-    from refusal_nn.evaluation import rate_of
+    from refusal_nn.responses import rate_of
 
     if group not in run.tree.children:
         return []

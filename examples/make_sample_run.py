@@ -14,7 +14,7 @@ from pathlib import Path
 
 import refusal_nn as rn
 from refusal_nn.directions import evaluate_run, extract_run, score_run, select_run
-from refusal_nn.recorded import Keeping
+from refusal_nn.runs import Keeping
 
 TARGET = rn.store.sample_run()
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import refusal_nn.stats as stats
     import refusal_nn.store as store
     import refusal_nn.tracing as tracing
-    from refusal_nn.evaluation import evaluate
     from refusal_nn.interventions import (
         ActivationAddition,
         DirectionalAblation,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     )
     from refusal_nn.models import load_model
     from refusal_nn.prompts import Pairs, Prompts, load_pairs, load_prompts
+    from refusal_nn.responses import evaluate
     from refusal_nn.store import open_runs
 
 __version__ = "0.1.0"
@@ -76,7 +76,7 @@ _ATTRIBUTES = {
     "Patch": "refusal_nn.interventions",
     "Prompts": "refusal_nn.prompts",
     "ZeroAblation": "refusal_nn.interventions",
-    "evaluate": "refusal_nn.evaluation",
+    "evaluate": "refusal_nn.responses",
     "load_model": "refusal_nn.models",
     "load_pairs": "refusal_nn.prompts",
     "load_prompts": "refusal_nn.prompts",

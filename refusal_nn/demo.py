@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from refusal_nn import report
 from refusal_nn.directions import evaluate_run, extract_run, score_run, select_run
-from refusal_nn.evaluation import rate_of
 from refusal_nn.prompts import check_disjoint
+from refusal_nn.responses import rate_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from refusal_nn.models import Model
     from refusal_nn.prompts import Prompts
-    from refusal_nn.recorded import Keeping, Run
+    from refusal_nn.runs import Keeping, Run
 
 STYLES = {"harmful": "toxic", "harmless": "safe", "hard": "hard"}
 """What the summary calls a class, and the style of its prompts."""

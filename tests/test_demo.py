@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 from refusal_nn.demo import Demo
-from refusal_nn.evaluation import rates
-from refusal_nn.recorded import Run
+from refusal_nn.responses import rates
+from refusal_nn.runs import Run
 from tests.report import synthetic
 
 

@@ -6,11 +6,12 @@ Syed et al. 2023, *Attribution patching outperforms automated circuit discovery*
 *Have faith in faithfulness: going beyond circuit overlap when finding model mechanisms*.
 """
 
+from refusal_nn.attribution import _variables as _variables
 from refusal_nn.attribution._attribute import LEVELS, METHODS, attribute
-from refusal_nn.attribution._graph import EdgeGraph
-from refusal_nn.attribution._metrics import KINDS, Metric
 from refusal_nn.attribution._ranked import ranked
 from refusal_nn.attribution._steps import attribute_run
+from refusal_nn.contrasts._metric import KINDS, Metric
+from refusal_nn.models._graph import EdgeGraph
 
 __all__ = [
     "KINDS",

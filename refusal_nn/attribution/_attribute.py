@@ -9,15 +9,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from refusal_nn._batches import batches_of, rows_asked
 from refusal_nn.attribution._exact import exact_edges, exact_nodes
 from refusal_nn.attribution._gradient import gradient_passes, points
-from refusal_nn.attribution._graph import EdgeGraph
-from refusal_nn.attribution._metrics import Metric
-from refusal_nn.attribution._told_apart import check_told_apart
+from refusal_nn.contrasts._align import align
+from refusal_nn.contrasts._metric import Metric
+from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import EdgeGraph
+from refusal_nn.runs._batches import batches_of, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing._align import align
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -86,7 +86,7 @@ def attribute(
         the mean difference of the metric between clean and corrupted prompts cannot be told from
         0 or, with the refusal log-odds, is negative.
     ModelError
-        If heads of this model cannot be attributed to (see ``refusal_nn.tracing._blocks``).
+        If heads of this model cannot be attributed to (see ``refusal_nn.models._blocks``).
     WorkError
         If gradients are not finite.
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import batches_of
-from refusal_nn.attribution._graph import LOGITS, EdgeGraph
 from refusal_nn.interventions import Edit
+from refusal_nn.models._blocks import block_places
+from refusal_nn.models._graph import LOGITS, EdgeGraph
+from refusal_nn.runs._batches import batches_of
+from refusal_nn.shipped.edge_patches import patched_readings, patched_writes
 from refusal_nn.tracing import (
     Batch,
     Capture,
@@ -27,14 +29,12 @@ from refusal_nn.tracing import (
     forward_request,
     pad,
 )
-from refusal_nn.tracing._blocks import block_places
-from refusal_nn.tracing._edge_patches import patched_readings, patched_writes
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution._metrics import Metric
+    from refusal_nn.contrasts._align import AlignedPairs
+    from refusal_nn.contrasts._metric import Metric
     from refusal_nn.models import Model
     from refusal_nn.store import Recorder
-    from refusal_nn.tracing._align import AlignedPairs
 
 WRITERS_A_PASS = 8
 """Writers that share a pass of default size; the rest of its rows are pairs."""

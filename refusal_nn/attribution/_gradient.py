@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from refusal_nn.attribution._graph import EdgeGraph
 from refusal_nn.errors import WorkError
 from refusal_nn.interventions import Edit
+from refusal_nn.models._blocks import block_places
+from refusal_nn.models._graph import EdgeGraph
+from refusal_nn.shipped.edges import edge_scores, node_scores
 from refusal_nn.tracing import Capture, Passes, Ref, Request, Results, forward_request, pad
-from refusal_nn.tracing._blocks import block_places
-from refusal_nn.tracing._edges import edge_scores, node_scores
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution._metrics import Metric
+    from refusal_nn.contrasts._align import AlignedPairs
+    from refusal_nn.contrasts._metric import Metric
     from refusal_nn.models import Model
-    from refusal_nn.tracing._align import AlignedPairs
 
 _AFTER = {"edge": edge_scores.__name__, "node": node_scores.__name__}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from refusal_nn._batches import rows_asked
 from refusal_nn.attribution._attribute import attribute, check_options
-from refusal_nn.attribution._metrics import Metric
+from refusal_nn.contrasts._align import align
+from refusal_nn.contrasts._metric import Metric
 from refusal_nn.directions import discover_refusal_tokens
-from refusal_nn.recorded import Groups, Keeping, Run, record
-from refusal_nn.tracing._align import align
-from refusal_nn.tracing._blocks import block_places
+from refusal_nn.models._blocks import block_places
+from refusal_nn.runs import Groups, Keeping, Run, record
+from refusal_nn.runs._batches import rows_asked
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model

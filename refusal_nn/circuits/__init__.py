@@ -1,5 +1,6 @@
 """Circuits: which edges carry a behaviour, and how well they do so alone on held-out pairs."""
 
+from refusal_nn.circuits import _variables as _variables
 from refusal_nn.circuits._ablation import ABLATIONS
 from refusal_nn.circuits._circuit import Circuit
 from refusal_nn.circuits._compare import compare, cross_faithfulness

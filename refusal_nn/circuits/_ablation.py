@@ -9,16 +9,16 @@ import numpy as np
 import torch
 import xarray as xr
 
-from refusal_nn._batches import rows_asked
 from refusal_nn.circuits._requests import Means, sources_request
 from refusal_nn.errors import PromptError, RequestError
+from refusal_nn.runs._batches import rows_asked
 from refusal_nn.tracing import Passes, Request, Results, pad
 
 if TYPE_CHECKING:
+    from refusal_nn.contrasts._align import AlignedPairs
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
     from refusal_nn.store import Recorder
-    from refusal_nn.tracing._align import AlignedPairs
 
 ABLATIONS = ("resample", "mean", "zero")
 _SUMS = ("input_sum", "z_sum", "mlp_sum")

@@ -382,7 +382,7 @@ def _circuit(
 
 def _metric(ours: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Attributes of the metric the file names, found to be one."""
-    from refusal_nn.attribution._metrics import KINDS, Metric
+    from refusal_nn.contrasts._metric import KINDS, Metric
 
     if ours["metric"] not in KINDS:
         raise _wrong(name, f"its metric is {ours['metric']!r}, not one of {', '.join(KINDS)}")

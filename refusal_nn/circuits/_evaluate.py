@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import rows_asked
 from refusal_nn.attribution import EdgeGraph, Metric
 from refusal_nn.circuits._ablation import ABLATIONS, ablation_of
 from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, Circuit
@@ -22,11 +21,12 @@ from refusal_nn.circuits._faithfulness import (
 )
 from refusal_nn.circuits._measure import Bench, measure
 from refusal_nn.circuits._nulls import NULLS, check_nulls, p_value, random_circuits
+from refusal_nn.contrasts._align import align
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.prompts import overlaps
+from refusal_nn.runs._batches import rows_asked
 from refusal_nn.stats._clusters import checked_confidence
 from refusal_nn.store import MemoryRecorder
-from refusal_nn.tracing._align import align
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

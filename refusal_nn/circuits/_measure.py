@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import rows_per_pass
 from refusal_nn.circuits._ablation import Ablation, ablated_runs
 from refusal_nn.circuits._requests import bytes_per_row, circuits_request
 from refusal_nn.errors import RequestError, WorkError
+from refusal_nn.runs._batches import rows_per_pass
 from refusal_nn.tracing import Passes, Ref, Request, Results, forward_request, pad
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from refusal_nn.attribution import EdgeGraph, Metric
+    from refusal_nn.contrasts._align import AlignedPairs
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
     from refusal_nn.store import Recorder
-    from refusal_nn.tracing._align import AlignedPairs
 
 _PASS_BYTES = 1 << 30
 _CIRCUITS_PER_BATCH = 64

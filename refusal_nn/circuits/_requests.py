@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from refusal_nn.interventions import Edit
+from refusal_nn.models._blocks import block_places
+from refusal_nn.shipped import circuits as _shipped  # noqa: F401  registers its functions
 from refusal_nn.tracing import Batch, Capture, Ref, Request, forward_request
-from refusal_nn.tracing import _circuit as _shipped  # noqa: F401  registers its functions
-from refusal_nn.tracing._blocks import block_places
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import EdgeGraph, Metric

@@ -18,7 +18,7 @@ from refusal_nn.circuits._sizes import smallest
 from refusal_nn.circuits._stability import stability
 from refusal_nn.errors import RequestError
 from refusal_nn.prompts import Pairs
-from refusal_nn.recorded import Groups, Keeping, Run, record, same_model
+from refusal_nn.runs import Groups, Keeping, Run, record, same_model
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model

@@ -5,14 +5,14 @@ References
 Arditi et al. 2024, *Refusal in language models is mediated by a single direction*.
 """
 
+from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens, parse_tokens
 from refusal_nn.directions._controls import random_directions
 from refusal_nn.directions._evaluate import conditions, evaluate
 from refusal_nn.directions._extract import extract, refusal_scores
-from refusal_nn.directions._refusal_tokens import discover_refusal_tokens, parse_tokens
 from refusal_nn.directions._score import score
 from refusal_nn.directions._select import Selection, admissible, select
 from refusal_nn.directions._steps import evaluate_run, extract_run, score_run, select_run
-from refusal_nn.directions._used import check_new, used
+from refusal_nn.runs._used import check_new, used
 
 __all__ = [
     "Selection",

@@ -10,8 +10,8 @@ import xarray as xr
 
 from refusal_nn.directions._controls import random_directions
 from refusal_nn.errors import RequestError
-from refusal_nn.evaluation import evaluate as evaluate_conditions
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
+from refusal_nn.responses._evaluate import evaluate as evaluate_conditions
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from refusal_nn._batches import batches_of, prompt_labels, rows_asked
-from refusal_nn.directions._refusal_tokens import discover_refusal_tokens, parse_tokens
+from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens, parse_tokens
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.prompts._labels import quote
+from refusal_nn.runs._batches import batches_of, prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import (
     Capture,

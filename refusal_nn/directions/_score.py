@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import prompt_labels, rows_asked
+from refusal_nn.contrasts._refusal_tokens import parse_tokens
 from refusal_nn.directions._extract import refusal_scores
-from refusal_nn.directions._refusal_tokens import parse_tokens
 from refusal_nn.directions._score_table import whole_labels
 from refusal_nn.directions._select import checked_thresholds
-from refusal_nn.directions._used import check_new
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
+from refusal_nn.runs._batches import prompt_labels, rows_asked
+from refusal_nn.runs._used import check_new
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import (
     Batch,

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refusal_nn.contrasts._refusal_tokens import parse_tokens
 from refusal_nn.directions._evaluate import conditions
 from refusal_nn.directions._evaluate import evaluate as evaluate_direction
 from refusal_nn.directions._extract import extract
-from refusal_nn.directions._refusal_tokens import parse_tokens
 from refusal_nn.directions._score import score
 from refusal_nn.directions._select import Selection, select
-from refusal_nn.directions._used import check_new, used
 from refusal_nn.errors import WorkError
 from refusal_nn.interventions import to_json
-from refusal_nn.recorded import Groups, Keeping, Run, record
+from refusal_nn.runs import Groups, Keeping, Run, record
+from refusal_nn.runs._used import check_new, used
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model

@@ -1,5 +1,7 @@
 """Models: which one, where its parts are, how its chat template ends."""
 
+from refusal_nn.backends.ndif._link import Limits, Link, compare_versions, deployed
+from refusal_nn.backends.ndif._service import Service
 from refusal_nn.models._architecture import (
     BLOCK_SITES,
     HEAD_SITES,
@@ -11,8 +13,6 @@ from refusal_nn.models._architecture import (
 from refusal_nn.models._catalogue import EMBEDDED, embedded_path
 from refusal_nn.models._chat import Chat
 from refusal_nn.models._model import DTYPES, Model, load_model, quiet, wrap_model
-from refusal_nn.models._remote import Limits, Link, compare_versions, deployed
-from refusal_nn.models._service import Service
 
 __all__ = [
     "BLOCK_SITES",

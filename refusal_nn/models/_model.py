@@ -22,7 +22,7 @@ from refusal_nn.models._commit import commit_of
 from refusal_nn.models._hashes import tokenizer_hash, weights_hash
 
 if TYPE_CHECKING:
-    from refusal_nn.models._remote import Limits, Link
+    from refusal_nn.backends.ndif._link import Limits, Link
 
 BACKENDS = ("local", "ndif", "dry-run")
 DTYPES = {
@@ -228,7 +228,7 @@ def load_model(
     source = _source(name)
     torch_dtype = _dtype(dtype)
     if backend == "ndif":
-        from refusal_nn.models._remote import load_remote
+        from refusal_nn.backends.ndif._link import load_remote
 
         if device is not None:
             raise RequestError("the server chooses the device; leave --device out.")

@@ -6,6 +6,8 @@ single attention heads; :func:`refusal_heads` finds the heads that decide to ref
 that took no part in finding them; :func:`generate` shows what a patched model says.
 """
 
+from refusal_nn.contrasts._align import AlignedPairs, align
+from refusal_nn.patching import _variables as _variables
 from refusal_nn.patching._exchange import INTERCHANGES, Swap
 from refusal_nn.patching._generate import generate, of_heads
 from refusal_nn.patching._heads import heads
@@ -18,7 +20,6 @@ from refusal_nn.patching._steps import (
     positions_run,
     strongest_rows,
 )
-from refusal_nn.tracing._align import AlignedPairs, align
 
 __all__ = [
     "INTERCHANGES",

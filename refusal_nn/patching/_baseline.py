@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import batches_of
-from refusal_nn.attribution._told_apart import check_told_apart
+from refusal_nn.contrasts._align import AlignedPairs, align
+from refusal_nn.contrasts._measured import REFUSAL, measured
+from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import PromptError, RequestError
-from refusal_nn.patching._metric import REFUSAL, measured
+from refusal_nn.runs._batches import batches_of
 from refusal_nn.tracing import Passes, Request, Results, pad
-from refusal_nn.tracing._align import AlignedPairs, align
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric

@@ -9,13 +9,12 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
-from refusal_nn._batches import batches_of
+from refusal_nn.contrasts._measured import needs_clean_run
+from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._exchange import Exchange
-from refusal_nn.patching._metric import needs_clean_run
 from refusal_nn.patching._sets import Head, as_variant, head_name
+from refusal_nn.runs._batches import batches_of
 from refusal_nn.tracing import Capture, Passes, Ref, Request, Results, forward_request, pad
-from refusal_nn.tracing import _heads as _heads  # adds `direct_heads`
-from refusal_nn.tracing._blocks import block_places
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refusal_nn.contrasts._measured import measured, needs_clean_run
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import Edit
-from refusal_nn.patching._metric import measured, needs_clean_run
 from refusal_nn.tracing import (
     Batch,
     Capture,
@@ -29,8 +29,8 @@ from refusal_nn.tracing import (
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
+    from refusal_nn.contrasts._align import AlignedPairs
     from refusal_nn.models import Model
-    from refusal_nn.tracing._align import AlignedPairs
 
 INTERCHANGES = ("sufficiency", "necessity")
 """``sufficiency``: the harmless prompt runs with activations of the harmful one; ``necessity``: the

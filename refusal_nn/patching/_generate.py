@@ -9,15 +9,20 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import judges, stats
-from refusal_nn._batches import rows_asked
 from refusal_nn.attribution import Metric
+from refusal_nn.contrasts._align import align
 from refusal_nn.errors import RequestError
-from refusal_nn.evaluation import NLL_QUANTILE, REFERENCE_REQUEST, completion_nll, nll_requests
 from refusal_nn.patching._exchange import Exchange, Swap, checked_interchange
 from refusal_nn.patching._sets import Head, as_variant
+from refusal_nn.responses._evaluate import (
+    NLL_QUANTILE,
+    REFERENCE_REQUEST,
+    completion_nll,
+    nll_requests,
+)
+from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import Passes, Request, Results, completions, generate_request, pad
-from refusal_nn.tracing._align import align
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model

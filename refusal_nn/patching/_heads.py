@@ -9,14 +9,14 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
-from refusal_nn._batches import rows_asked
+from refusal_nn.contrasts._measured import resolve_metric
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._baseline import Baseline, baseline, blocks
 from refusal_nn.patching._exchange import INTERCHANGES, checked_interchange
-from refusal_nn.patching._metric import resolve_metric
 from refusal_nn.patching._positions import checked_positions
 from refusal_nn.patching._recovery import mean_recovery, recovery
 from refusal_nn.patching._sets import exchange_sets
+from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import rows_asked
+from refusal_nn.contrasts._measured import resolve_metric
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._baseline import Baseline, baseline, blocks
 from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange, chunks
-from refusal_nn.patching._metric import resolve_metric
 from refusal_nn.patching._recovery import effects, mean_recovery, recovery
+from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import Passes, Request, Results
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
+    from refusal_nn.contrasts._align import AlignedPairs
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
-    from refusal_nn.tracing._align import AlignedPairs
 
 SITES = ("resid_pre", "attn_out", "mlp_out")
 LAYERS_PER_BATCH = 8

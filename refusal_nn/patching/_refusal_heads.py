@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from refusal_nn._batches import rows_asked
+from refusal_nn.contrasts._measured import resolve_metric
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.patching._baseline import blocks
 from refusal_nn.patching._cascade import cascade, direct_attribution
 from refusal_nn.patching._confirm import confirm, joint_recovery, significant
 from refusal_nn.patching._exchange import INTERCHANGES
 from refusal_nn.patching._heads import head_table
-from refusal_nn.patching._metric import resolve_metric
 from refusal_nn.patching._roles import stability
 from refusal_nn.patching._select import Rule
 from refusal_nn.patching._sets import head_name
 from refusal_nn.patching._study import SPLITS, Study
 from refusal_nn.patching._tables import grid_of, head_grid, step_table
 from refusal_nn.prompts import check_disjoint
+from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:

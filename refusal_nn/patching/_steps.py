@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn._batches import rows_asked
 from refusal_nn.attribution import Metric
+from refusal_nn.contrasts._align import align
+from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._baseline import blocks
 from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant, checked_interchange
 from refusal_nn.patching._generate import generate, of_heads
@@ -18,9 +19,8 @@ from refusal_nn.patching._positions import positions as patch_positions
 from refusal_nn.patching._refusal_heads import check_options, check_splits, refusal_heads
 from refusal_nn.patching._select import Rule
 from refusal_nn.patching._sets import Head
-from refusal_nn.recorded import Groups, Keeping, Run, record
-from refusal_nn.tracing._align import align
-from refusal_nn.tracing._blocks import block_places
+from refusal_nn.runs import Groups, Keeping, Run, record
+from refusal_nn.runs._batches import rows_asked
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model

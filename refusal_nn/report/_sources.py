@@ -143,7 +143,7 @@ def from_results(results: xr.Dataset | xr.DataTree, *, name: str | None = None) 
     if kind == "evaluate" and "rates" not in groups:
         raise RequestError(
             f"run {name!r} holds completions but no group 'rates'; give the whole result of "
-            "evaluate, or make the group with refusal_nn.evaluation.rates."
+            "evaluate, or make the group with refusal_nn.responses.rates."
         )
     return Source(name, kind, root, groups)
 

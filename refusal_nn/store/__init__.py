@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refusal_nn.store import _declared as _declared
 from refusal_nn.store import _declared_activations as _declared_activations
-from refusal_nn.store import _declared_attribution as _declared_attribution
-from refusal_nn.store import _declared_circuits as _declared_circuits
 from refusal_nn.store import _declared_pairs as _declared_pairs
-from refusal_nn.store import _declared_patching as _declared_patching
 from refusal_nn.store.variables import REGISTRY, Spec, annotate, lookup, register
 
 if TYPE_CHECKING:

@@ -11,13 +11,15 @@ most scripts need. A trace of your own can use the interventions and site names 
         taken = nnsight.save(walk(model.nnsight, plan))
 """
 
-from refusal_nn.tracing._backends import Request, Results, execute
+from refusal_nn.backends._dry_run import DryRun, Preflight
+from refusal_nn.backends._local import execute
+from refusal_nn.backends.ndif._trace import Remote
+from refusal_nn.shipped.walk import walk
 from refusal_nn.tracing._batch import Batch, forward_request, generate_request, pad
 from refusal_nn.tracing._check import residual_error, verify
-from refusal_nn.tracing._dryrun import DryRun, Preflight
 from refusal_nn.tracing._jobs import Passes
-from refusal_nn.tracing._ndif_trace import Remote
 from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
+from refusal_nn.tracing._request import Request, Results
 from refusal_nn.tracing._rows import of_rows
 from refusal_nn.tracing._run import (
     capture,
@@ -27,7 +29,6 @@ from refusal_nn.tracing._run import (
     run,
     whole_numbers,
 )
-from refusal_nn.tracing._walk import walk
 
 __all__ = [
     "Batch",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from refusal_nn.errors import RequestError
-from refusal_nn.tracing._backends import Request
 from refusal_nn.tracing._plan import Capture, Start, build_plan
+from refusal_nn.tracing._request import Request
 
 if TYPE_CHECKING:
     from refusal_nn.interventions import Edit, Intervention
@@ -154,7 +154,7 @@ def forward_request(
     gradient : bool
         Keep the graph of the pass for what comes after it.
     after : (str, mapping), optional
-        A function of ``refusal_nn.tracing._walk.AFTER`` and its arguments: it makes results of the
+        A function of ``refusal_nn.shipped.walk.AFTER`` and its arguments: it makes results of the
         captures before the pass is forgotten.
     """
     on_logits = [c for c in captures if c.site == "logits"]

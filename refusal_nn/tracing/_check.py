@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from refusal_nn.backends._local import execute
 from refusal_nn.errors import ModelError
 from refusal_nn.models import Model
-from refusal_nn.tracing import _session  # noqa: F401 - adds residual_error to AFTER
-from refusal_nn.tracing._backends import Request, execute
+from refusal_nn.shipped import job as _session  # noqa: F401 - adds residual_error to AFTER
 from refusal_nn.tracing._batch import forward_request, pad
 from refusal_nn.tracing._plan import Capture
+from refusal_nn.tracing._request import Request
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest allowed error of the residual sum, as a fraction of the largest magnitude at the block."""

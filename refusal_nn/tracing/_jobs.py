@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from refusal_nn.backends._local import Executor
 from refusal_nn.models import Model
-from refusal_nn.tracing._backends import Executor, Request, Results
 from refusal_nn.tracing._check import verify
+from refusal_nn.tracing._request import Request, Results
 
 if TYPE_CHECKING:
     import xarray as xr

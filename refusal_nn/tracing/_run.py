@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from refusal_nn.backends._local import execute
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import to_json
 from refusal_nn.models import BLOCK_SITES, HEAD_SITES, Model
-from refusal_nn.tracing._backends import Request, Results, execute
 from refusal_nn.tracing._batch import forward_request, generate_request, pad
 from refusal_nn.tracing._check import verify
 from refusal_nn.tracing._plan import Capture
+from refusal_nn.tracing._request import Request, Results
 from refusal_nn.tracing._rows import of_rows
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from refusal_nn.attribution import Metric
 from refusal_nn.attribution._attribute import _summary
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.prompts import Pairs
-from refusal_nn.tracing import _edges
+from refusal_nn.shipped import edges as _edges
 from tests.attribution._made import DIFFERENCE, LOG_ODDS, attribute, log_odds, made_pairs
 from tests.attribution._split import SPLIT, SplitGraph, edge_scores
 from tests.families import FAMILIES, plain_module, tiny_model

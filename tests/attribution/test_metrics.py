@@ -8,7 +8,7 @@ import torch
 
 from refusal_nn.attribution import KINDS, Metric
 from refusal_nn.errors import RequestError
-from refusal_nn.tracing._metrics import metric_values
+from refusal_nn.shipped.metrics import metric_values
 from tests.attribution._made import attribute, made_pairs
 from tests.families import D_MODEL, plain_module, tiny_model
 

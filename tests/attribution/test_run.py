@@ -10,7 +10,7 @@ import xarray as xr
 from refusal_nn import store
 from refusal_nn.attribution import attribute, attribute_run
 from refusal_nn.errors import RequestError
-from refusal_nn.recorded import Keeping, Run
+from refusal_nn.runs import Keeping, Run
 from tests.attribution._made import LOG_ODDS, made_pairs
 from tests.families import tiny_model
 

@@ -10,11 +10,11 @@ import pytest
 
 from refusal_nn import load_model
 from refusal_nn.attribution import Metric, attribute, attribute_run
-from refusal_nn.attribution._told_apart import check_told_apart
+from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import PromptError
 from refusal_nn.models import Model
 from refusal_nn.prompts import Pairs
-from refusal_nn.recorded import Keeping
+from refusal_nn.runs import Keeping
 from refusal_nn.store import MemoryRecorder
 from tests.patching.conftest import planted
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from refusal_nn import load_model, store
 from refusal_nn.attribution import Metric
 from refusal_nn.cli import cli
-from refusal_nn.recorded import Keeping, record
+from refusal_nn.runs import Keeping, record
 from tests.attribution._made import made_pairs, told_apart
 from tests.families import tiny_model, tiny_module, tiny_tokenizer
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from refusal_nn.backends.ndif._link import model_key
 from refusal_nn.cli import cli
-from refusal_nn.models._remote import model_key
 
 KEY = "0f0f0f0f-1111-2222-3333-444444444444"
 

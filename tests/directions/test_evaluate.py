@@ -11,10 +11,10 @@ import refusal_nn as rn
 from refusal_nn import judges
 from refusal_nn.directions import conditions, evaluate, random_directions
 from refusal_nn.errors import RequestError, WorkError
-from refusal_nn.evaluation import completion_nll, judge, nll_requests, rate_rows, rates
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, MeanAblation
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
+from refusal_nn.responses._evaluate import completion_nll, judge, nll_requests, rate_rows, rates
 from refusal_nn.tracing import generate, run
 from tests.directions.conftest import TOKENS
 from tests.families import plain_module

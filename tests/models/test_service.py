@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from refusal_nn.backends.ndif import _link as remote
+from refusal_nn.backends.ndif import _service as module
 from refusal_nn.errors import BackendError, ModelError, RequestError, UnavailableError
 from refusal_nn.models import Limits, Service, compare_versions, deployed, load_model
-from refusal_nn.models import _remote as remote
-from refusal_nn.models import _service as module
 
 KEY = "0f0f0f0f-1111-2222-3333-444444444444"
 

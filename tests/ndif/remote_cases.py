@@ -57,7 +57,7 @@ LIBRARY = {
     "directions.score": "score",
     "directions.score_run": "score",
     "directions.select_run": "select",
-    "evaluation.evaluate": "evaluate",
+    "responses.evaluate": "evaluate",
     "patching.generate": "positions",
     "patching.heads": "heads",
     "patching.heads_run": "heads",
@@ -78,7 +78,7 @@ LIBRARY = {
 NO_PASS = {
     "circuits.export",
     "directions.parse_tokens",
-    "evaluation.nll_requests",
+    "responses.nll_requests",
     "recorded.record",
     "recorded.same_model",
     "store.default_name",

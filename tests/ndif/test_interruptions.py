@@ -14,7 +14,7 @@ import refusal_nn as rn
 from refusal_nn.directions import extract_run
 from refusal_nn.errors import BackendError
 from refusal_nn.models import Limits
-from refusal_nn.recorded import Keeping, Run
+from refusal_nn.runs import Keeping, Run
 from refusal_nn.store import JobLedger
 from refusal_nn.store.provenance import VOLATILE
 from tests.ndif.control import Stack

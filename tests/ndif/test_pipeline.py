@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import refusal_nn as rn
 from refusal_nn.cli import cli
 from refusal_nn.errors import ModelError
-from refusal_nn.recorded import Keeping
+from refusal_nn.runs import Keeping
 from tests.ndif.control import Stack
 
 MOST_JOBS = 12
@@ -116,7 +116,7 @@ model = rn.load_model(sys.argv[1], backend="ndif")
 sizes = {"loaded": peak(), "parameters": sum(p.numel() for p in model.module.parameters())}
 sizes["meta"] = all(p.is_meta for p in model.module.parameters())
 from refusal_nn.tracing import Capture, forward_request, pad
-from refusal_nn.tracing._ndif_job import Passes
+from refusal_nn.backends.ndif._payload import Passes
 request = forward_request(model, pad([[5, 6, 7]] * 32, 0), [Capture("x", "resid_pre")])
 passes = Passes(model, lambda i: [request])
 sizes["job"] = len(passes.blob(passes.job([0])))

@@ -19,7 +19,7 @@ import xarray as xr
 from click.testing import CliRunner, Result
 
 import refusal_nn
-from refusal_nn import evaluation, models, tracing
+from refusal_nn import models, responses, tracing
 from refusal_nn.cli import cli
 from refusal_nn.interventions import (
     ActivationAddition,
@@ -231,7 +231,7 @@ def test_a_function_of_my_own_is_the_same_intervention_everywhere(stack: Stack) 
             model, prompts, ["z", "resid_post"], interventions=edits
         )
         tokens[backend] = tracing.generate(model, prompts, edits, max_new_tokens=16)
-        trees[backend] = evaluation.evaluate(model, prompts, {"mine": edits}, max_new_tokens=8)
+        trees[backend] = responses.evaluate(model, prompts, {"mine": edits}, max_new_tokens=8)
     plain = tracing.generate(models.load_model("tiny-refuser"), prompts, max_new_tokens=16)
     assert tokens["local"] != plain
     for backend in BACKENDS[1:]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from refusal_nn import evaluation, judges
+from refusal_nn import judges
 from refusal_nn.models.organisms import _hooks, check_tiny_refuser
 from refusal_nn.models.organisms._hooks import Subject
 from refusal_nn.models.organisms.check_tiny_refuser import DEFAULT_MODEL, load, measure, missed
+from refusal_nn.responses._evaluate import REFERENCE_REQUEST
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_the_check_follows_the_toolkits_own_gate_and_judge():
     assert check_tiny_refuser.refused(texts).tolist() == judges.substring(texts).tolist()
     rows = [[1, 2, 3, 4, 5], [7] * 8, [1, 2, 1, 2, 1, 2], [], [1]]
     assert [check_tiny_refuser.repeated(r) for r in rows] == judges.repetition(rows).tolist()
-    assert check_tiny_refuser.REQUEST == evaluation.REFERENCE_REQUEST
+    assert check_tiny_refuser.REQUEST == REFERENCE_REQUEST
 
 
 def test_hooks_leave_nothing_behind(subject):

@@ -9,10 +9,10 @@ import xarray as xr
 
 from refusal_nn import stats
 from refusal_nn.attribution import Metric
+from refusal_nn.contrasts._align import align
 from refusal_nn.patching._baseline import Baseline
 from refusal_nn.patching._cascade import _effects, cascade, direct_attribution
 from refusal_nn.store import MemoryRecorder
-from refusal_nn.tracing._align import align
 from tests.families import D_HEAD, N_HEADS, N_LAYERS, plain_module, tiny_model
 from tests.patching.conftest import made_pairs
 from tests.tracing import _hooks

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from refusal_nn import load_model
+from refusal_nn.contrasts._align import MIN_SHARED, align
 from refusal_nn.errors import PromptError
 from refusal_nn.models import Model
 from refusal_nn.prompts import Pairs, load_pairs
-from refusal_nn.tracing._align import MIN_SHARED, align
 from tests.families import tiny_model
 
 LABELS = {"category": "made", "split": "test", "family": "one"}

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from refusal_nn.backends.ndif._payload import Job
+from refusal_nn.backends.ndif._service import Answer, TooLargeError
 from refusal_nn.errors import BackendError, RequestError
-from refusal_nn.models._service import Answer, TooLargeError
 from refusal_nn.store import JobLedger
-from refusal_nn.tracing._ndif_job import Job
 from tests.tracing.test_jobs_under_way import Pairs, Scripted, collected, jobs_at
 
 DONE = Answer("done", "COMPLETED", url="here")

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from refusal_nn.backends.ndif._payload import Job, compress
+from refusal_nn.backends.ndif._queue import Jobs, execute, learn_dtype
+from refusal_nn.backends.ndif._service import Answer, UnansweredError
 from refusal_nn.errors import BackendError, Detached, ModelError, RequestError, UnavailableError
 from refusal_nn.models import Limits, Link
-from refusal_nn.models._service import Answer, UnansweredError
 from refusal_nn.store import JobLedger
-from refusal_nn.tracing._ndif import Jobs, execute, learn_dtype
-from refusal_nn.tracing._ndif_job import Job, compress
 from tests.families import tiny_model
 
 HOST = "http://server"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from refusal_nn.backends.ndif._errors import failure_of
 from refusal_nn.errors import BackendError, UnavailableError
-from refusal_nn.tracing._ndif_errors import failure_of
 
 LINK: Any = SimpleNamespace(
     repo="org/model", service=SimpleNamespace(scrub=lambda text: text.replace("secret", "***"))

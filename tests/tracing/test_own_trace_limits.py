@@ -8,9 +8,10 @@ from typing import Any
 import nnsight
 import pytest
 
+from refusal_nn.backends.ndif import _trace as _ndif_trace
 from refusal_nn.errors import BackendError
 from refusal_nn.models import Limits, Link, Service
-from refusal_nn.tracing import Preflight, Remote, _ndif_trace, pad
+from refusal_nn.tracing import Preflight, Remote, pad
 from tests.families import tiny_module, wrap
 
 INPUTS = pad([[7, 8, 9]], 0).inputs()

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from nnsight.modeling.transformers import TransformersModel
 
 import refusal_nn as rn
+from refusal_nn.backends._dry_run import _worker
+from refusal_nn.backends.ndif._errors import TooMuchError, failure_of
+from refusal_nn.backends.ndif._payload import Job, Passes, _compact, decompress
+from refusal_nn.backends.ndif._size import size_of
 from refusal_nn.errors import BackendError, ModelError, PreflightError, UnavailableError
 from refusal_nn.interventions import DirectionalAblation
 from refusal_nn.models import Limits, Link, Service
+from refusal_nn.shipped.job import pack, run_request, unpack
 from refusal_nn.tracing import Capture, Ref, Start, forward_request, generate_request, pad, run
-from refusal_nn.tracing._dryrun import _worker
-from refusal_nn.tracing._ndif_errors import TooMuchError, failure_of
-from refusal_nn.tracing._ndif_job import Job, Passes, _compact, decompress
-from refusal_nn.tracing._ndif_size import size_of
-from refusal_nn.tracing._session import pack, run_request, unpack
 
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23]]
 SERVICE = Service("http://server", "a-secret-key")

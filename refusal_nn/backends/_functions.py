@@ -13,11 +13,11 @@ from cloudpickle.cloudpickle import (  # type: ignore[import-untyped]
     list_registry_pickle_by_value,
 )
 
+from refusal_nn.backends._dry_run import Preflight
 from refusal_nn.errors import PreflightError
 from refusal_nn.interventions._source import INSTALLED, callees, named_values, qualified
 from refusal_nn.models import Model
-from refusal_nn.tracing._backends import Request
-from refusal_nn.tracing._dryrun import Preflight
+from refusal_nn.tracing._request import Request
 
 _checked: weakref.WeakKeyDictionary[Model, set[FunctionType]] = weakref.WeakKeyDictionary()
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import torch
 
+from refusal_nn.backends.ndif._service import Service
 from refusal_nn.errors import ModelError, RequestError, UnavailableError
 from refusal_nn.models._architecture import build_architecture
 from refusal_nn.models._catalogue import EMBEDDED, ON_SERVERS
@@ -25,7 +26,6 @@ from refusal_nn.models._model import (
     quiet,
     read_tokenizer,
 )
-from refusal_nn.models._service import Service
 from refusal_nn.store import versions
 
 TASK = "text-generation"

@@ -51,7 +51,7 @@ class Worker:
             with quiet():
                 model.module.save_pretrained(source)  # type: ignore[operator]
                 model.tokenizer.save_pretrained(source)
-        script = Path(__file__).with_name("_dryrun_worker.py")
+        script = Path(__file__).with_name("_dry_run_worker.py")
         self.process = subprocess.Popen(
             [
                 sys.executable,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from refusal_nn.attribution import Metric
 from refusal_nn.directions import discover_refusal_tokens
 from refusal_nn.tracing import Batch, Ref, Request, Start, forward_request
-from refusal_nn.tracing import _metrics as _metrics  # adds `metric` to what may follow a pass
 
 if TYPE_CHECKING:
     from refusal_nn.interventions import Edit

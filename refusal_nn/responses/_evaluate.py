@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import judges, stats
-from refusal_nn._batches import prompt_labels, rows_asked
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.interventions import Intervention
+from refusal_nn.runs._batches import prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import (
     Capture,

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import judges
-from refusal_nn._batches import batches_of, prompt_labels, rows_asked
 from refusal_nn.errors import RequestError, WorkError
+from refusal_nn.runs._batches import batches_of, prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import Passes, Request, Results, completions, generate_request, pad
 

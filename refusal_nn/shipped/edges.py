@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from refusal_nn.tracing._circuit import head_output, module_at, projection, scaled, through, wide
-from refusal_nn.tracing._metrics import metric_values
-from refusal_nn.tracing._walk import AFTER
+from refusal_nn.shipped.circuits import head_output, module_at, projection, scaled, through, wide
+from refusal_nn.shipped.metrics import metric_values
+from refusal_nn.shipped.walk import AFTER
 
 BLOCK_OF_POSITIONS = 1 << 28  # elements of the writers' differences held at a time
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from refusal_nn.tracing._circuit import head_output, scaled, wide
-from refusal_nn.tracing._metrics import metric_values
-from refusal_nn.tracing._walk import AFTER
+from refusal_nn.shipped.circuits import head_output, scaled, wide
+from refusal_nn.shipped.metrics import metric_values
+from refusal_nn.shipped.walk import AFTER
 
 
 def direct_heads(

@@ -1,6 +1,6 @@
 """Running circuits: shipped functions that make each reader see what a circuit lets it see.
 
-Ships to a server like :mod:`refusal_nn.tracing._walk`, under the same rules: torch only, top-level
+Ships to a server like :mod:`refusal_nn.shipped.walk`, under the same rules: torch only, top-level
 functions, plain data. Importing it adds them to the walk's registries.
 
 Rows of a batch are (circuit, pair), circuit first: row ``c * pairs + n``. The blocks add up the
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from refusal_nn.tracing._walk import AFTER, WITHIN, resolve
+from refusal_nn.shipped.walk import AFTER, WITHIN, resolve
 
 
 def module_at(root: Any, path: str) -> Any:

@@ -10,10 +10,10 @@ from nnsight.tracing.backend import Backend
 from nnsight.tracing.tracer import save
 from nnsight.tracing.util import push
 
+from refusal_nn.backends._dry_run import Preflight, serialise
+from refusal_nn.backends.ndif._queue import send
 from refusal_nn.errors import BackendError, RequestError
 from refusal_nn.models import Model
-from refusal_nn.tracing._dryrun import Preflight, serialise
-from refusal_nn.tracing._ndif import send
 
 
 class Remote(Backend):  # type: ignore[misc]

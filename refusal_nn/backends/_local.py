@@ -1,48 +1,17 @@
-"""Where a job runs.
-
-A *job* is a list of requests, each one pass or one generation of a batch. Requests of a job run in
-order, and a later one may use what an earlier one *held* (a ``Ref`` in its plan), so that a baseline
-never has to leave the machine it was computed on.
-"""
+"""Requests run on a model that answers at once: here, or in the dry run's process."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from refusal_nn.errors import BackendError, RefusalNNError
 from refusal_nn.models import Model
-from refusal_nn.tracing import _trace
-from refusal_nn.tracing._walk import bind
-
-
-@dataclass(frozen=True)
-class Request:
-    """One batch.
-
-    Parameters
-    ----------
-    inputs : mapping
-        ``input_ids``, ``attention_mask``, ``position_ids``; tensors ``[row, token]``.
-    plan : dict
-        From ``build_plan``.
-    options : mapping
-        Arguments of the model's forward or generate.
-    generate : bool
-        Generate instead of one forward pass; the result is then ``{"ids": [row, token]}``, the new
-        tokens.
-    """
-
-    inputs: Mapping[str, torch.Tensor]
-    plan: dict[str, Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    generate: bool = False
-
-
-Results = list[dict[str, torch.Tensor]]
+from refusal_nn.shipped import trace as _trace
+from refusal_nn.shipped.walk import bind
+from refusal_nn.tracing._request import Request, Results
 
 
 class Executor:
@@ -58,7 +27,7 @@ class Executor:
         self.where: Mapping[str, Any] = {}
         self.device = model.device
         if model.backend == "dry-run":
-            from refusal_nn.tracing._dryrun import DryRun
+            from refusal_nn.backends._dry_run import DryRun
 
             self.where = {"backend": DryRun(model)}
             self.device = torch.device("cpu")
@@ -80,7 +49,7 @@ class Executor:
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What a request returns and what it holds."""
         if self.model.backend == "dry-run":
-            from refusal_nn.tracing._functions import check_functions
+            from refusal_nn.backends._functions import check_functions
 
             check_functions(self.model, [request])
         plan = bind(request.plan, own, self.shared)

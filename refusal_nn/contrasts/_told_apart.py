@@ -12,7 +12,7 @@ from refusal_nn.errors import PromptError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from refusal_nn.attribution._metrics import Metric
+    from refusal_nn.contrasts._metric import Metric
     from refusal_nn.prompts import Pairs
 
 

@@ -1,6 +1,6 @@
 """A whole job, run where the model is: its batches in order, and one compact answer.
 
-Like :mod:`refusal_nn.tracing._walk` this module ships to a server, so it imports nothing but torch,
+Like :mod:`refusal_nn.shipped.walk` this module ships to a server, so it imports nothing but torch,
 numpy and its shipped neighbours, holds only top-level functions, and works on plain data.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from refusal_nn.tracing._trace import forward, generate
-from refusal_nn.tracing._walk import AFTER, bind
+from refusal_nn.shipped.trace import forward, generate
+from refusal_nn.shipped.walk import AFTER, bind
 
 
 def run_job(model: Any, job: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from refusal_nn.backends.ndif._errors import TooMuchError, failure_of
+from refusal_nn.backends.ndif._payload import Block, Job, Passes, Work
+from refusal_nn.backends.ndif._service import Answer, TooLargeError, UnansweredError
 from refusal_nn.errors import (
     BackendError,
     Detached,
@@ -21,10 +24,7 @@ from refusal_nn.errors import (
     UnavailableError,
 )
 from refusal_nn.models import Model
-from refusal_nn.models._service import Answer, TooLargeError, UnansweredError
-from refusal_nn.tracing._backends import Request, Results
-from refusal_nn.tracing._ndif_errors import TooMuchError, failure_of
-from refusal_nn.tracing._ndif_job import Block, Job, Passes, Work
+from refusal_nn.tracing._request import Request, Results
 
 if TYPE_CHECKING:
     from refusal_nn.store import JobLedger

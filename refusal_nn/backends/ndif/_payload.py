@@ -13,14 +13,14 @@ import torch
 import zstandard
 from nnsight.tracing.backend import Backend
 
+from refusal_nn.backends._dry_run import serialise
+from refusal_nn.backends._functions import check_functions
+from refusal_nn.backends.ndif._size import size_of
 from refusal_nn.errors import ModelError
 from refusal_nn.models import DTYPES, EMBEDDED, Model
-from refusal_nn.tracing._backends import Request, Results
+from refusal_nn.shipped.job import digest, run_job, unpack
 from refusal_nn.tracing._check import check_requests, judge_check
-from refusal_nn.tracing._dryrun import serialise
-from refusal_nn.tracing._functions import check_functions
-from refusal_nn.tracing._ndif_size import size_of
-from refusal_nn.tracing._session import digest, run_job, unpack
+from refusal_nn.tracing._request import Request, Results
 
 
 @dataclass(frozen=True)

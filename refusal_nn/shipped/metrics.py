@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from refusal_nn.tracing._walk import AFTER, refusal_score
+from refusal_nn.shipped.walk import AFTER, refusal_score
 
 
 def metric_values(readout: torch.Tensor, spec: dict[str, Any], clean: torch.Tensor) -> torch.Tensor:

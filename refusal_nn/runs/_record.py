@@ -146,7 +146,7 @@ def record(
     """
     noun, _, verb = analysis.partition("-")
     if model.remote is not None:
-        from refusal_nn.tracing._ndif import learn_dtype
+        from refusal_nn.backends.ndif._queue import learn_dtype
 
         learn_dtype(model)
     identity = model.identity()

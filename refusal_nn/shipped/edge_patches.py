@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from refusal_nn.tracing._circuit import module_at, projection, through, wide
-from refusal_nn.tracing._edges import differences, write_heads
-from refusal_nn.tracing._metrics import last_token, metric_values
-from refusal_nn.tracing._walk import AFTER
+from refusal_nn.shipped.circuits import module_at, projection, through, wide
+from refusal_nn.shipped.edges import differences, write_heads
+from refusal_nn.shipped.metrics import last_token, metric_values
+from refusal_nn.shipped.walk import AFTER
 
 
 def patched_readings(

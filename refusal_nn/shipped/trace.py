@@ -13,7 +13,7 @@ from typing import Any
 import nnsight
 import torch
 
-from refusal_nn.tracing._walk import all_steps, new_tokens, run_plan, walk
+from refusal_nn.shipped.walk import all_steps, new_tokens, run_plan, walk
 
 
 def forward(

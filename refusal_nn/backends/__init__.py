@@ -1,0 +1,1 @@
+"""Where requests become answers: here, in a dry run, on an NDIF server."""

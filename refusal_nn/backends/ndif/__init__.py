@@ -1,0 +1,1 @@
+"""Backend ``ndif``: jobs on an NDIF server."""

@@ -1,0 +1,5 @@
+"""What travels to a server, and nothing else.
+
+Modules here import torch, numpy, nnsight and one another only, hold top-level functions, and work on
+plain data: they are sent by value and run where this package is not installed.
+"""
