@@ -21,7 +21,7 @@ from refusal_nn.shipped.edge_patches import patched_readings, patched_writes
 from refusal_nn.tracing import (
     Batch,
     Capture,
-    Passes,
+    ListedPasses,
     Ref,
     Request,
     Results,
@@ -42,7 +42,7 @@ WRITERS_A_PASS = 8
 
 @dataclass(frozen=True)
 class _Patch:
-    """Passes that set one site: ``rows`` of the held value, for writers ``src`` in order."""
+    """ListedPasses that set one site: ``rows`` of the held value, for writers ``src`` in order."""
 
     site: str
     layer: int
@@ -203,7 +203,7 @@ def exact_edges(
             scores[:, list(patch.src), patch.dst - first] = change
         return part
 
-    found = recorder.stage("edge_scores", edges, batches, Passes(model, requests, collect))
+    found = recorder.stage("edge_scores", edges, batches, ListedPasses(model, requests, collect))
     return xr.merge([found, metrics], compat="equals", join="exact")
 
 
@@ -241,7 +241,7 @@ def exact_nodes(
             scores[:, list(patch.src)] = change
         return part
 
-    found = recorder.stage("node_scores", nodes, batches, Passes(model, requests, collect))
+    found = recorder.stage("node_scores", nodes, batches, ListedPasses(model, requests, collect))
     return xr.merge([found, metrics], compat="equals", join="exact")
 
 
@@ -306,4 +306,4 @@ def _metrics_of_both(job: _Job, template: xr.Dataset, recorder: Recorder) -> xr.
         values = {"clean_metric": ("prompt", clean), "corrupted_metric": ("prompt", corrupted)}
         return both.isel(batches[i]).assign(values)
 
-    return recorder.stage("metrics", both, batches, Passes(job.model, requests, collect))
+    return recorder.stage("metrics", both, batches, ListedPasses(job.model, requests, collect))

@@ -12,7 +12,7 @@ from refusal_nn.interventions import Edit
 from refusal_nn.models._blocks import block_places
 from refusal_nn.models._graph import EdgeGraph
 from refusal_nn.shipped.edges import edge_scores, node_scores
-from refusal_nn.tracing import Capture, Passes, Ref, Request, Results, forward_request, pad
+from refusal_nn.tracing import Capture, ListedPasses, Ref, Request, Results, forward_request, pad
 
 if TYPE_CHECKING:
     from refusal_nn.contrasts._align import AlignedPairs
@@ -55,7 +55,7 @@ def gradient_passes(
     fractions: list[float],
     weights: list[float],
     level: str,
-) -> Passes:
+) -> ListedPasses:
     """What each batch asks of the model, and the scores in its answers.
 
     Parameters
@@ -158,4 +158,4 @@ def gradient_passes(
             }
         )
 
-    return Passes(model, requests, collect)
+    return ListedPasses(model, requests, collect)

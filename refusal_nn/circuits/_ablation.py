@@ -12,7 +12,7 @@ import xarray as xr
 from refusal_nn.circuits._requests import Means, sources_request
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.runs._batches import rows_asked
-from refusal_nn.tracing import Passes, Request, Results, pad
+from refusal_nn.tracing import ListedPasses, Request, Results, pad
 
 if TYPE_CHECKING:
     from refusal_nn.contrasts._align import AlignedPairs
@@ -150,7 +150,7 @@ def _means(
             part[name].values[0] = np.pad(total, lead)
         return part
 
-    sums = recorder.stage("means", template, batches, Passes(model, requests, collect))
+    sums = recorder.stage("means", template, batches, ListedPasses(model, requests, collect))
     reach = np.zeros(width)
     for group in groups:
         reach[width - len(rows[group[0]]) :] += len(group)

@@ -13,7 +13,7 @@ from refusal_nn.circuits._ablation import Ablation, ablated_runs
 from refusal_nn.circuits._requests import bytes_per_row, circuits_request
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.runs._batches import rows_per_pass
-from refusal_nn.tracing import Passes, Ref, Request, Results, forward_request, pad
+from refusal_nn.tracing import ListedPasses, Ref, Request, Results, forward_request, pad
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,6 +148,6 @@ def measure(
         shape = part["circuit_metric"].shape
         return part.assign(circuit_metric=(("circuit", "prompt"), values.reshape(shape)))
 
-    passes = Passes(bench.model, requests, collect)
+    passes = ListedPasses(bench.model, requests, collect)
     found = bench.recorder.stage(name, template, batches, passes)["circuit_metric"].values
     return np.asarray(found, dtype=np.float64)[at]

@@ -13,7 +13,7 @@ from refusal_nn import judges
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.runs._batches import batches_of, prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Passes, Request, Results, completions, generate_request, pad
+from refusal_nn.tracing import ListedPasses, Request, Results, completions, generate_request, pad
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -93,7 +93,7 @@ def discover_refusal_tokens(
         )
 
     found = (recorder or MemoryRecorder()).stage(
-        "refusal_tokens", template, batches, Passes(model, requests, collect)
+        "refusal_tokens", template, batches, ListedPasses(model, requests, collect)
     )
     refused = judges.substring(found["completion"].values.tolist())
     first = found["first_token"].values

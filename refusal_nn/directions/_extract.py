@@ -22,7 +22,7 @@ from refusal_nn.runs._batches import batches_of, prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import (
     Capture,
-    Passes,
+    ListedPasses,
     Request,
     Results,
     forward_request,
@@ -210,7 +210,7 @@ def refusal_scores(
             found["kl_slack"] = ("prompt", results[0]["slack"].numpy())
         return template.isel(batches[i]).assign(found)
 
-    return recorder.stage(stage, template, batches, Passes(model, requests, collect))
+    return recorder.stage(stage, template, batches, ListedPasses(model, requests, collect))
 
 
 def _sums(
@@ -264,4 +264,4 @@ def _sums(
             n_prompts=(("block", "harm"), members(i).sum(1)[None]),
         )
 
-    return recorder.stage("sums", template, batches, Passes(model, requests, collect))
+    return recorder.stage("sums", template, batches, ListedPasses(model, requests, collect))

@@ -32,7 +32,7 @@ from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import (
     Batch,
     Capture,
-    Passes,
+    ListedPasses,
     Ref,
     Request,
     Results,
@@ -383,7 +383,7 @@ class _Sweep:
                 values[np.ix_(_where(units[i], variants), _where(prompts, some))] = block
             return template.isel(batches[i]).assign({variable: (dims, values)})
 
-        work = Passes(self.model, requests, collect, shared)
+        work = ListedPasses(self.model, requests, collect, shared)
         return self.recorder.stage(name, template, batches, work)[variable]
 
 

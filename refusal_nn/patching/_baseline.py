@@ -14,7 +14,7 @@ from refusal_nn.contrasts._measured import REFUSAL, measured
 from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.runs._batches import batches_of
-from refusal_nn.tracing import Passes, Request, Results, pad
+from refusal_nn.tracing import ListedPasses, Request, Results, pad
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
@@ -128,7 +128,7 @@ def baseline(
         part = template.isel(batches[i])
         return part.assign(clean_metric=("prompt", clean), corrupted_metric=("prompt", corrupted))
 
-    found = recorder.stage(stage, template, batches, Passes(model, requests, collect))
+    found = recorder.stage(stage, template, batches, ListedPasses(model, requests, collect))
     clean, corrupted = found["clean_metric"].values, found["corrupted_metric"].values
     kept = np.ones(n, dtype=bool)
     if screen and metric.kind == REFUSAL:

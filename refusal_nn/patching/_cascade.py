@@ -14,7 +14,7 @@ from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._exchange import Exchange
 from refusal_nn.patching._sets import Head, as_variant, head_name
 from refusal_nn.runs._batches import batches_of
-from refusal_nn.tracing import Capture, Passes, Ref, Request, Results, forward_request, pad
+from refusal_nn.tracing import Capture, ListedPasses, Ref, Request, Results, forward_request, pad
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
@@ -169,7 +169,7 @@ def _effects(
             part["effect_fallen"].values[s][:, after] = gone.T
         return part
 
-    return recorder.stage("cascade", template, batches, Passes(model, requests, collect))
+    return recorder.stage("cascade", template, batches, ListedPasses(model, requests, collect))
 
 
 def direct_attribution(
@@ -222,5 +222,5 @@ def direct_attribution(
         part["direct_attribution"].values[:, :depth] = results[-1]["direct"].double().numpy()
         return part
 
-    found = recorder.stage("direct", template, batches, Passes(model, requests, collect))
+    found = recorder.stage("direct", template, batches, ListedPasses(model, requests, collect))
     return np.asarray(found["direct_attribution"].values)

@@ -1,4 +1,4 @@
-"""Passes in which the run of one prompt of a pair gets activations of the other's.
+"""ListedPasses in which the run of one prompt of a pair gets activations of the other's.
 
 A batch is rows = (variant, pair): every variant says which activations are exchanged, and one pass
 runs all of them from the block where the first exchange happens, on the residual stream that the

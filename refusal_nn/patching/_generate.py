@@ -22,7 +22,7 @@ from refusal_nn.responses._evaluate import (
 )
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Passes, Request, Results, completions, generate_request, pad
+from refusal_nn.tracing import ListedPasses, Request, Results, completions, generate_request, pad
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -142,7 +142,7 @@ def generate(
             part["completion_tokens"].values[0, row, : len(completion)] = completion
         return part
 
-    found = rec.stage(stage, template, batches, Passes(model, requests, collect))
+    found = rec.stage(stage, template, batches, ListedPasses(model, requests, collect))
     tokens = [
         row[:k].tolist()
         for row, k in zip(
@@ -232,5 +232,5 @@ def _nll(
         values = completion_nll(of(i), results)
         return template.isel(batches[i]).assign(nll=(_DIMS, values[None]))
 
-    found = recorder.stage(stage, template, batches, Passes(model, requests, collect))
+    found = recorder.stage(stage, template, batches, ListedPasses(model, requests, collect))
     return np.asarray(found["nll"].values)

@@ -15,7 +15,7 @@ from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_inter
 from refusal_nn.patching._recovery import effects, mean_recovery, recovery
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Passes, Request, Results
+from refusal_nn.tracing import ListedPasses, Request, Results
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
@@ -252,7 +252,7 @@ def _sweep(
         by_site = values.reshape(len(sites), part.sizes["layer"], len(where), part.sizes["prompt"])
         return part.assign(patched_metric=(_DIMS, by_site.transpose(3, 0, 1, 2)))
 
-    found = recorder.stage("patched", template, batches, Passes(model, requests, collect))
+    found = recorder.stage("patched", template, batches, ListedPasses(model, requests, collect))
     return np.asarray(found["patched_metric"].values[np.argsort(order)])
 
 

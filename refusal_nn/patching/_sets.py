@@ -11,7 +11,7 @@ import xarray as xr
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import Exchange, Swap, Variant, chunks
 from refusal_nn.patching._recovery import effects
-from refusal_nn.tracing import Passes, Request, Results
+from refusal_nn.tracing import ListedPasses, Request, Results
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import Metric
@@ -113,7 +113,7 @@ def exchange_sets(
         shape = (part.sizes["head_set"], part.sizes["prompt"])
         return part.assign(patched_metric=(("head_set", "prompt"), values.reshape(shape)))
 
-    found = recorder.stage(stage, template, batches, Passes(model, requests, collect))
+    found = recorder.stage(stage, template, batches, ListedPasses(model, requests, collect))
     patched = np.empty((n, m))
     patched[np.ix_(by_length, by_start)] = found["patched_metric"].values.T
     return effects(patched, base.start_of(interchange), interchange)

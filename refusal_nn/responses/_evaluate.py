@@ -19,7 +19,7 @@ from refusal_nn.runs._batches import prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import (
     Capture,
-    Passes,
+    ListedPasses,
     Request,
     Results,
     completions,
@@ -322,7 +322,7 @@ def _measure(
             out["refusal_score"][0] = results[1]["score"].numpy()
         return out
 
-    found = recorder.stage("completions", template, batches, Passes(model, requests, collect))
+    found = recorder.stage("completions", template, batches, ListedPasses(model, requests, collect))
     flat = [
         row[:n].tolist()
         for row, n in zip(
@@ -366,7 +366,7 @@ def _nll(
         values = completion_nll(of(b), results)
         return template.isel(batches[b]).assign(nll=(dims, values[None]))
 
-    return recorder.stage("nll", template, batches, Passes(model, requests, collect))["nll"]
+    return recorder.stage("nll", template, batches, ListedPasses(model, requests, collect))["nll"]
 
 
 def nll_requests(

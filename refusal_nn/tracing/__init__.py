@@ -18,6 +18,7 @@ from refusal_nn.shipped.walk import walk
 from refusal_nn.tracing._batch import Batch, forward_request, generate_request, pad
 from refusal_nn.tracing._check import residual_error, verify
 from refusal_nn.tracing._jobs import Passes
+from refusal_nn.tracing._listed import ListedPasses
 from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
 from refusal_nn.tracing._request import Request, Results
 from refusal_nn.tracing._rows import of_rows
@@ -29,11 +30,15 @@ from refusal_nn.tracing._run import (
     run,
     whole_numbers,
 )
+from refusal_nn.tracing._work import Answers, Handle, Work
 
 __all__ = [
+    "Answers",
     "Batch",
     "Capture",
     "DryRun",
+    "Handle",
+    "ListedPasses",
     "Passes",
     "Preflight",
     "Ref",
@@ -41,6 +46,7 @@ __all__ = [
     "Request",
     "Results",
     "Start",
+    "Work",
     "build_plan",
     "capture",
     "capture_tokens",

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refusal_nn.backends._local import Executor
 from refusal_nn.models import Model
 from refusal_nn.tracing._check import verify
-from refusal_nn.tracing._request import Request, Results
+from refusal_nn.tracing._request import Request
+from refusal_nn.tracing._work import Answers, Work
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from refusal_nn.store import JobLedger
+
+    Collect = Callable[[Answers], xr.Dataset]
 
 
 @dataclass(frozen=True)
@@ -22,25 +25,23 @@ class Passes:
     """What each batch of a stage asks of a model, and what becomes of the answers.
 
     Given to a recorder's ``stage`` as its ``compute``. How batches are packed into jobs, and where
-    those run, is the backend's business; so the requests of a batch may not depend on results of
-    the same stage, and a later request reaches what an earlier one made through a
-    :class:`~refusal_nn.tracing.Ref`.
+    those run, is the backend's business; so what a batch asks may not depend on results of the same
+    stage, and a later request reaches what an earlier one made through its handle.
 
     Parameters
     ----------
     model : Model
-    requests : callable
-        ``requests(i)``: what batch ``i`` asks, in order.
-    collect : callable
-        ``collect(i, results)``: the region of batch ``i``, from one dict of CPU tensors a request.
+    batch : callable
+        ``batch(i, work)`` asks what batch ``i`` needs and returns a function that makes the region
+        of that batch from the answers. With ``shared`` it is called as ``batch(i, work, shared)``.
     shared : callable, optional
-        Makes requests that are run once a job, before its batches, for what they hold.
+        ``shared(work)`` asks what is run once a job, before its batches, for what it holds; what it
+        returns (handles) is given to ``batch``.
     """
 
     model: Model
-    requests: Callable[[int], Sequence[Request]]
-    collect: Callable[[int, Results], xr.Dataset]
-    shared: Callable[[], Sequence[Request]] | None = None
+    batch: Callable[..., Collect]
+    shared: Callable[[Work], Any] | None = None
 
     def stream(self, indices: Sequence[int], ledger: JobLedger) -> Iterator[tuple[int, xr.Dataset]]:
         """Yield ``(batch, its region)`` for each of ``indices``.
@@ -54,14 +55,31 @@ class Passes:
         """
         if not indices:
             return
-        shared = self.shared() if self.shared is not None else ()
-        if self.model.remote is not None:
-            from refusal_nn.tracing import _ndif
+        common = Work(self.model, shared=True)
+        handles = () if self.shared is None else (self.shared(common),)
+        collect: dict[int, Collect] = {}
 
-            for i, results in _ndif.stream(self.model, indices, self.requests, shared, ledger):
-                yield i, self.collect(i, results)
+        def asked(i: int) -> list[Request]:
+            work = Work(self.model)
+            collect[i] = self.batch(i, work, *handles)
+            return work.requests
+
+        for i, results in self._answers(indices, asked, common.requests, ledger):
+            yield i, collect.pop(i)(Answers(results))
+
+    def _answers(
+        self,
+        indices: Sequence[int],
+        asked: Callable[[int], list[Request]],
+        shared: list[Request],
+        ledger: JobLedger,
+    ) -> Iterator[tuple[int, Any]]:
+        if self.model.remote is not None:
+            from refusal_nn.backends.ndif import _queue
+
+            yield from _queue.stream(self.model, indices, asked, shared, ledger)
             return
         verify(self.model)
         executor = Executor(self.model, shared)
         for i in indices:
-            yield i, self.collect(i, executor.batch(self.requests(i)))
+            yield i, executor.batch(asked(i))
