@@ -1,84 +1,47 @@
-"""The metric of patched passes: which one, and the request that measures it."""
+"""A pass that returns the metric of each of its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from refusal_nn.attribution import Metric
-from refusal_nn.directions import discover_refusal_tokens
-from refusal_nn.tracing import Batch, Ref, Request, Start, forward_request
+from refusal_nn.shipped import metrics as _metrics  # noqa: F401 - adds metric to AFTER
+from refusal_nn.tracing import Batch, Handle, Start, Work
 
 if TYPE_CHECKING:
+    from refusal_nn.contrasts._metric import Metric
     from refusal_nn.interventions import Edit
-    from refusal_nn.models import Model
-    from refusal_nn.prompts import Pairs
-    from refusal_nn.store import Recorder
-
-REFUSAL = "refusal-log-odds"
-
-
-def needs_clean_run(metric: Metric) -> bool:
-    """Whether a metric compares with the harmful prompt's unpatched run."""
-    return metric.kind == "kl"
 
 
 def measured(
-    model: Model,
+    work: Work,
     metric: Metric,
     batch: Batch,
     edits: Sequence[Edit] = (),
     *,
-    clean: int | None = None,
+    clean: Handle | None = None,
     clean_rows: int = 1,
     start: Start | None = None,
-) -> Request:
-    """A pass of a batch that returns ``metric`` ``[row]``.
+) -> Handle:
+    """Ask for a pass of a batch that returns ``metric`` ``[row]``.
 
     Parameters
     ----------
-    model : Model
+    work : Work
     metric : Metric
     batch : Batch
         Its rows may be several variants of the pairs, all pairs of the first one first.
     edits : sequence of Edit
-    clean : int, optional
-        Which earlier request held the readout of the harmful prompts' unpatched run, for a metric
-        that compares with it.
+    clean : Handle, optional
+        The harmful prompts' unpatched run, which held its readout for a metric that compares with it
+        (see :meth:`Contrast.held`).
     clean_rows : int
         Without that, how many of the first rows of this pass are that run.
     start : Start, optional
     """
     args: dict[str, Any] = {"metric": metric.plain(), "clean_rows": clean_rows}
-    if clean is not None and needs_clean_run(metric):
-        args["clean"] = Ref(clean, "readout")
-    return forward_request(
-        model, batch, [metric.readout(model)], edits, start=start, after=("metric", args)
+    if clean is not None and metric.relative:
+        args["clean"] = clean.held("readout")
+    return work.forward(
+        batch, [metric.readout(work.model)], edits, start=start, after=("metric", args)
     )
-
-
-def resolve_metric(
-    model: Model,
-    metric: Metric | None,
-    pairs: Pairs,
-    *,
-    recorder: Recorder | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-) -> Metric:
-    """The metric given, or the log-odds of refusal tokens found from the model's own refusals.
-
-    Raises
-    ------
-    RequestError
-        If the metric does not fit the model.
-    WorkError
-        If the model refuses none of the harmful prompts.
-    """
-    if metric is None:
-        tokens = discover_refusal_tokens(
-            model, pairs.prompts(), batch_size=batch_size, seed=seed, recorder=recorder
-        )
-        metric = Metric.refusal_log_odds(tokens)
-    metric.check(model)
-    return metric

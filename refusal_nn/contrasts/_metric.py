@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens
 from refusal_nn.errors import RequestError
 from refusal_nn.tracing import Capture
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from refusal_nn.models import Model
+    from refusal_nn.prompts import Pairs
+    from refusal_nn.store import Recorder
 
 KINDS = ("refusal-log-odds", "logit-difference", "projection", "kl")
 """Names of the metrics."""
@@ -99,6 +102,11 @@ class Metric:
         """Whether harmful prompts must have more of it; other metrics may point either way."""
         return self.kind == "refusal-log-odds"
 
+    @property
+    def relative(self) -> bool:
+        """Whether it compares with the harmful prompt's unpatched run."""
+        return self.kind == "kl"
+
     def check(self, model: Model) -> None:
         """Refuse a metric that does not fit a model.
 
@@ -170,6 +178,42 @@ class Metric:
             None if direction is None else np.asarray(direction, dtype=np.float64),
             attrs.get("metric_layer"),
         )
+
+
+def resolve_metric(
+    model: Model,
+    metric: Metric | None,
+    pairs: Pairs,
+    *,
+    recorder: Recorder | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Metric:
+    """The metric given, or the log-odds of refusal tokens found from the model's own refusals.
+
+    Parameters
+    ----------
+    model : Model
+    metric : Metric or None
+    pairs : Pairs
+        What tokens are found on, and so not pairs that anything is tested on.
+    recorder, batch_size, seed
+        As :func:`discover_refusal_tokens`.
+
+    Raises
+    ------
+    RequestError
+        If the metric does not fit the model.
+    WorkError
+        If the model refuses none of the harmful prompts.
+    """
+    if metric is None:
+        tokens = discover_refusal_tokens(
+            model, pairs.prompts(), batch_size=batch_size, seed=seed, recorder=recorder
+        )
+        metric = Metric.refusal_log_odds(tokens)
+    metric.check(model)
+    return metric
 
 
 def _ids(tokens: Sequence[int], kind: str) -> tuple[int, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.contrasts._align import AlignedPairs, align
-from refusal_nn.contrasts._measured import REFUSAL, measured
 from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import PromptError, RequestError
+from refusal_nn.patching._measured import REFUSAL, measured
 from refusal_nn.runs._batches import batches_of
 from refusal_nn.tracing import ListedPasses, Request, Results, pad
 

@@ -9,11 +9,12 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
-from refusal_nn.contrasts._measured import needs_clean_run
 from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._exchange import Exchange
+from refusal_nn.patching._measured import needs_clean_run
 from refusal_nn.patching._sets import Head, as_variant, head_name
 from refusal_nn.runs._batches import batches_of
+from refusal_nn.shipped import heads as _heads  # noqa: F401 - adds direct_heads to AFTER
 from refusal_nn.tracing import Capture, ListedPasses, Ref, Request, Results, forward_request, pad
 
 if TYPE_CHECKING:

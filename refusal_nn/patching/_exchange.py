@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refusal_nn.contrasts._measured import measured, needs_clean_run
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import Edit
+from refusal_nn.patching._measured import measured, needs_clean_run
 from refusal_nn.tracing import (
     Batch,
     Capture,

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
-from refusal_nn.contrasts._measured import resolve_metric
+from refusal_nn.contrasts._metric import resolve_metric
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._baseline import Baseline, baseline, blocks
 from refusal_nn.patching._exchange import INTERCHANGES, checked_interchange

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from refusal_nn.contrasts._measured import resolve_metric
+from refusal_nn.contrasts._metric import resolve_metric
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.patching._baseline import blocks
 from refusal_nn.patching._cascade import cascade, direct_attribution

@@ -8,7 +8,7 @@ from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
-    from refusal_nn.prompts import Prompts
+    from refusal_nn.prompts import Pairs, Prompts
 
 
 def rows_per_pass(model: Model) -> int:
@@ -42,6 +42,6 @@ def batches_of(n: int, size: int, dim: str) -> list[dict[str, slice]]:
     return [{dim: slice(a, min(a + size, n))} for a in range(0, n, size)]
 
 
-def prompt_labels(prompts: Prompts) -> dict[str, Any]:
-    """The coordinates of a prompt set over dim ``prompt``."""
+def prompt_labels(prompts: Prompts | Pairs) -> dict[str, Any]:
+    """The coordinates of a set of prompts or pairs over dim ``prompt``."""
     return {str(name): label for name, label in prompts.to_dataset().coords.items()}
