@@ -4,6 +4,7 @@ A :class:`Contrast` is a model, pairs of prompts aligned token by token, and a m
 the metric of both prompts of every pair. Patching, attribution and circuits all start from one.
 """
 
+from refusal_nn.contrasts import _variables as _variables
 from refusal_nn.contrasts._align import AlignedPairs, align
 from refusal_nn.contrasts._contrast import Contrast, Measured
 from refusal_nn.contrasts._metric import KINDS, Metric, resolve_metric

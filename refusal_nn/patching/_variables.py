@@ -25,20 +25,6 @@ register(
 
 register(
     Spec(
-        "clean_metric",
-        ("prompt",),
-        "float",
-        "unit of the metric",
-        "Metric of the unpatched run on the harmful prompt; the attrs name the metric",
-    ),
-    Spec(
-        "corrupted_metric",
-        ("prompt",),
-        "float",
-        "unit of the metric",
-        "Metric of the unpatched run on the harmless prompt",
-    ),
-    Spec(
         "patched_metric",
         ("interchange", "head_set", "prompt", "site", "layer", "position", "head"),
         "float",
