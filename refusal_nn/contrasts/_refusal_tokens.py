@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from refusal_nn import judges
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.runs._batches import batches_of, prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import ListedPasses, Request, Results, completions, generate_request, pad
+from refusal_nn.tracing import Answers, Capture, Passes, Work, completions, pad
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -80,20 +80,21 @@ def discover_refusal_tokens(
     )
     batches = batches_of(len(asked), size, "prompt")
 
-    def requests(i: int) -> list[Request]:
-        batch = pad(rows[batches[i]["prompt"]], model.pad_token)
-        return [generate_request(model, batch, max_new_tokens=max_new_tokens)]
+    def batch(i: int, work: Work) -> Callable[[Answers], xr.Dataset]:
+        part = batches[i]["prompt"]
+        said = work.generate(pad(rows[part], model.pad_token), max_new_tokens=max_new_tokens)
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        region = batches[i]["prompt"]
-        new = completions(model, results[0]["ids"])
-        return template.isel(prompt=region).assign(
-            completion=("prompt", np.array([model.decode(c) for c in new], dtype=object)),
-            first_token=("prompt", np.array([c[0] if c else -1 for c in new])),
-        )
+        def collect(answers: Answers) -> xr.Dataset:
+            new = completions(model, answers[said]["ids"])
+            return template.isel(prompt=part).assign(
+                completion=("prompt", np.array([model.decode(c) for c in new], dtype=object)),
+                first_token=("prompt", np.array([c[0] if c else -1 for c in new])),
+            )
+
+        return collect
 
     found = (recorder or MemoryRecorder()).stage(
-        "refusal_tokens", template, batches, ListedPasses(model, requests, collect)
+        "refusal_tokens", template, batches, Passes(model, batch)
     )
     refused = judges.substring(found["completion"].values.tolist())
     first = found["first_token"].values
@@ -117,6 +118,19 @@ def discover_refusal_tokens(
             "tokens with --refusal-tokens."
         )
     return [token for _, token in sorted(tokens, key=lambda t: (-t[0], t[1]))]
+
+
+def score_capture(tokens: Sequence[int], name: str = "score") -> Capture:
+    """The refusal score of each row: log-odds of the tokens at its last one, in nats.
+
+    Parameters
+    ----------
+    tokens : sequence of int
+    name : str
+        Of the result, ``[row]``.
+    """
+    args = {"tokens": [int(t) for t in tokens]}
+    return Capture(name, "logits", positions=(-1,), reduce="refusal_score", args=args)
 
 
 def parse_tokens(model: Model, tokens: Sequence[int | str] | str | None) -> list[int] | None:

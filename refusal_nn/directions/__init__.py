@@ -8,8 +8,9 @@ Arditi et al. 2024, *Refusal in language models is mediated by a single directio
 from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens, parse_tokens
 from refusal_nn.directions._controls import random_directions
 from refusal_nn.directions._evaluate import conditions, evaluate
-from refusal_nn.directions._extract import extract, refusal_scores
+from refusal_nn.directions._extract import extract
 from refusal_nn.directions._score import score
+from refusal_nn.directions._screen import refusal_scores
 from refusal_nn.directions._select import Selection, admissible, select
 from refusal_nn.directions._steps import evaluate_run, extract_run, score_run, select_run
 from refusal_nn.runs._used import check_new, used

@@ -8,7 +8,7 @@ residual stream at the input of each block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,25 +16,17 @@ import torch
 import xarray as xr
 
 from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens, parse_tokens
-from refusal_nn.errors import RequestError, WorkError
+from refusal_nn.directions._screen import HARM, refusal_scores, screened
+from refusal_nn.errors import RequestError
 from refusal_nn.prompts._labels import quote
-from refusal_nn.runs._batches import batches_of, prompt_labels, rows_asked
+from refusal_nn.runs._batches import batches_of, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import (
-    Capture,
-    ListedPasses,
-    Request,
-    Results,
-    forward_request,
-    pad,
-    whole_numbers,
-)
+from refusal_nn.tracing import Answers, Capture, Passes, Work, pad, whole_numbers
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Prompts
 
-HARM = ("harmful", "harmless")
 METHODS = ("difference-in-means",)
 
 
@@ -105,16 +97,7 @@ def extract(
         model, prompts, batch_size=batch_size, seed=seed, recorder=rec
     )
     scores = refusal_scores(model, prompts, tokens, batch_size=size, recorder=rec)
-    harmful = scores["harm"].values == "harmful"
-    values = scores["refusal_score"].values
-    kept = np.where(harmful, values > 0, values < 0) if screen else np.ones(len(prompts), bool)
-    for harm, mask in (("harmful", harmful & kept), ("harmless", ~harmful & kept)):
-        if not mask.any():
-            raise WorkError(
-                f"screening left no {harm} prompts: model {model.name!r} "
-                f"{'complies with' if harm == 'harmful' else 'refuses'} all of them. Use prompts it "
-                "tells apart, other --refusal-tokens, or --no-screen."
-            )
+    kept = screened(model, scores, screen)
     sums = _sums(model, prompts[np.flatnonzero(kept)], where, size, rec)
     total = sums["activation_sum"].sum("block") / sums["n_prompts"].sum("block")
     means = {h: total.sel(harm=h, drop=True) for h in HARM}
@@ -167,52 +150,6 @@ def _checked_positions(
     return where
 
 
-def refusal_scores(
-    model: Model,
-    prompts: Prompts,
-    tokens: Sequence[int],
-    *,
-    batch_size: int,
-    recorder: Recorder,
-    stage: str = "scores",
-    slack: bool = False,
-) -> xr.Dataset:
-    """Refusal score of each prompt on the unedited model: ``refusal_score(prompt)``, nats.
-
-    With ``slack``, also ``kl_slack(prompt)``: how far below 0 its smoothed KL can be, nats.
-    """
-    rows = model.chat.tokens(prompts.texts)
-    template = xr.Dataset(
-        {"refusal_score": ("prompt", np.full(len(prompts), np.nan))},
-        coords=prompt_labels(prompts),
-    )
-    batches = batches_of(len(prompts), batch_size, "prompt")
-    captures = [
-        Capture(
-            "score",
-            "logits",
-            positions=(-1,),
-            reduce="refusal_score",
-            args={"tokens": list(tokens)},
-        )
-    ]
-    if slack:
-        template["kl_slack"] = ("prompt", np.full(len(prompts), np.nan))
-        captures.append(Capture("slack", "logits", positions=(-1,), reduce="kl_slack"))
-
-    def requests(i: int) -> list[Request]:
-        batch = pad(rows[batches[i]["prompt"]], model.pad_token)
-        return [forward_request(model, batch, captures)]
-
-    def collect(i: int, results: Results) -> xr.Dataset:
-        found = {"refusal_score": ("prompt", results[0]["score"].numpy())}
-        if slack:
-            found["kl_slack"] = ("prompt", results[0]["slack"].numpy())
-        return template.isel(batches[i]).assign(found)
-
-    return recorder.stage(stage, template, batches, ListedPasses(model, requests, collect))
-
-
 def _sums(
     model: Model,
     prompts: Prompts,
@@ -242,26 +179,26 @@ def _sums(
     )
     batches = batches_of(len(regions), 1, "block")
 
-    def members(i: int) -> np.ndarray:
-        return np.stack([harm[regions[i]["prompt"]] == h for h in HARM])
-
-    def requests(i: int) -> list[Request]:
-        batch = pad(rows[regions[i]["prompt"]], model.pad_token)
+    def batch(i: int, work: Work) -> Callable[[Answers], xr.Dataset]:
+        part = regions[i]["prompt"]
+        members = np.stack([harm[part] == h for h in HARM])
         capture = Capture(
             "sum",
             "resid_pre",
             positions=positions,
             reduce="sum",
-            args={"weights": torch.tensor(members(i), dtype=torch.float64)},
+            args={"weights": torch.tensor(members, dtype=torch.float64)},
         )
-        return [forward_request(model, batch, [capture])]
+        asked = work.forward(pad(rows[part], model.pad_token), [capture])
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        # [layer, harm, position, d] -> [harm, position, layer, d]
-        total = results[0]["sum"].permute(1, 2, 0, 3).numpy()
-        return template.isel(block=slice(i, i + 1)).assign(
-            activation_sum=(template["activation_sum"].dims, total[None]),
-            n_prompts=(("block", "harm"), members(i).sum(1)[None]),
-        )
+        def collect(answers: Answers) -> xr.Dataset:
+            # [layer, harm, position, d] -> [harm, position, layer, d]
+            total = answers[asked]["sum"].permute(1, 2, 0, 3).numpy()
+            return template.isel(block=slice(i, i + 1)).assign(
+                activation_sum=(template["activation_sum"].dims, total[None]),
+                n_prompts=(("block", "harm"), members.sum(1)[None]),
+            )
 
-    return recorder.stage("sums", template, batches, ListedPasses(model, requests, collect))
+        return collect
+
+    return recorder.stage("sums", template, batches, Passes(model, batch))

@@ -24,6 +24,13 @@ from refusal_nn.directions._score_table import (
     checked_table,
     layers_of_model,
 )
+from refusal_nn.directions._thresholds import (
+    INDUCE_MIN,
+    KL_MAX,
+    LAYER_FRACTION,
+    checked_thresholds,
+    first_late_layer,
+)
 from refusal_nn.errors import RequestError
 
 FILTERS = ("nan", "layer", "kl", "induce")
@@ -129,9 +136,9 @@ class Selection:
 def admissible(
     scores: xr.Dataset,
     *,
-    kl_max: float = 0.1,
-    induce_min: float = 0.0,
-    layer_fraction: float = 0.8,
+    kl_max: float = KL_MAX,
+    induce_min: float = INDUCE_MIN,
+    layer_fraction: float = LAYER_FRACTION,
 ) -> xr.Dataset:
     """Which candidates pass the published criteria.
 
@@ -171,9 +178,9 @@ def admissible(
 def select(
     scores: xr.Dataset,
     *,
-    kl_max: float = 0.1,
-    induce_min: float = 0.0,
-    layer_fraction: float = 0.8,
+    kl_max: float = KL_MAX,
+    induce_min: float = INDUCE_MIN,
+    layer_fraction: float = LAYER_FRACTION,
     tie_tolerance: float = TIE_TOLERANCE,
     confidence: float = 0.95,
     seed: int = 0,
@@ -262,28 +269,8 @@ def select(
     return Selection(layer, position, bypass, induce, kl, (), ties, direction, **common)
 
 
-def checked_thresholds(kl_max: float, induce_min: float, layer_fraction: float) -> dict[str, float]:
-    """The thresholds of the rule as floats.
-
-    Raises
-    ------
-    RequestError
-        If one is no number, or the fraction is none.
-    """
-    out = {"kl_max": kl_max, "induce_min": induce_min, "layer_fraction": layer_fraction}
-    for name, value in out.items():
-        number = isinstance(value, int | float | np.integer | np.floating)
-        if not number or isinstance(value, bool):
-            raise RequestError(f"{name} is {value!r}, which is no number; give one, such as 0.1.")
-        if np.isnan(value):
-            raise RequestError(f"{name} is NaN; give a number.")
-    if not 0 <= layer_fraction <= 1:
-        raise RequestError(f"layer_fraction is {layer_fraction}; it must lie between 0 and 1.")
-    return {name: float(value) for name, value in out.items()}
-
-
 def _admissible(table: xr.Dataset, n_layers: int, thresholds: dict[str, float]) -> xr.Dataset:
-    first_late = int(thresholds["layer_fraction"] * n_layers)
+    first_late = first_late_layer(thresholds["layer_fraction"], n_layers)
     grid = table["bypass"]
     late = np.broadcast_to(table["layer"].values >= first_late, grid.shape)
     # thresholds are compared in the precision of the table, so that a float32 .1 equals .1

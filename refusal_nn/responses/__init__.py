@@ -1,5 +1,28 @@
 """What a model says, judged: completions, coherence, rates."""
 
-from refusal_nn.responses._evaluate import evaluate, rate_of, rate_rows, rates
+from refusal_nn.responses._coherence import (
+    REFERENCE_REQUEST,
+    ask_nll,
+    completion_nll,
+    nll_limit,
+)
+from refusal_nn.responses._complete import Grid, complete
+from refusal_nn.responses._evaluate import calibrated, evaluate
+from refusal_nn.responses._judge import judge
+from refusal_nn.responses._rates import rate_of, rate_rows, rate_table, rates
 
-__all__ = ["evaluate", "rate_of", "rate_rows", "rates"]
+__all__ = [
+    "REFERENCE_REQUEST",
+    "Grid",
+    "ask_nll",
+    "calibrated",
+    "complete",
+    "completion_nll",
+    "evaluate",
+    "judge",
+    "nll_limit",
+    "rate_of",
+    "rate_rows",
+    "rate_table",
+    "rates",
+]

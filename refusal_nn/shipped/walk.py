@@ -344,10 +344,10 @@ def reduce(x: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
         return refusal_score(x[:, 0], args["tokens"])
     if kind == "log_probs":
         return torch.log_softmax(x[:, 0].to(torch.float64), dim=-1)
-    if kind == "kl_slack":
-        return kl_slack(x[:, 0])
-    if kind == "kl":
-        return kl_divergence(x[:, 0], args["baseline"].to(x.device))
+    if kind == "smoothed_kl":
+        return smoothed_kl(x[:, 0], args["baseline"].to(x.device))
+    if kind == "smoothed_kl_slack":
+        return smoothed_kl_slack(x[:, 0])
     if kind == "token_log_probs":
         return token_log_probs(x, args["tokens"].to(x.device))
     raise ValueError(f"unknown reduction {kind!r}")
@@ -363,10 +363,12 @@ def refusal_score(logits: torch.Tensor, tokens: list[int], epsilon: float = 1e-8
     return torch.log(p + epsilon) - torch.log(1 - p + epsilon)
 
 
-def kl_divergence(
+def smoothed_kl(
     logits: torch.Tensor, baseline: torch.Tensor, epsilon: float = 1e-6
 ) -> torch.Tensor:
     """``sum p_base (log(p_base + e) - log(p + e))`` a row, in float64 (Arditi et al. 2024, App. C).
+
+    Not the divergence of the metric ``kl``, which has no ``e`` and cannot be below 0.
 
     ``baseline`` holds the log-probabilities of the unedited run, ``[row, vocab]``; where there are
     fewer than ``logits`` has rows, the rows of ``logits`` are variants of them, all rows after all.
@@ -376,8 +378,8 @@ def kl_divergence(
     return (base * (torch.log(base + epsilon) - torch.log(p + epsilon))).sum(-1).flatten()
 
 
-def kl_slack(logits: torch.Tensor, epsilon: float = 1e-6) -> torch.Tensor:
-    """How far below 0 :func:`kl_divergence` of a row can be, in nats, whatever the other side.
+def smoothed_kl_slack(logits: torch.Tensor, epsilon: float = 1e-6) -> torch.Tensor:
+    """How far below 0 :func:`smoothed_kl` of a row can be, in nats, whatever the other side.
 
     ``-sum p log((q + e) / (p + e)) >= -log sum p (q + e) / (p + e)`` by concavity, and that sum is
     at most ``1 + e sum p / (p + e)`` because the q add up to 1. ``[row, vocab]`` to ``[row]``.

@@ -39,7 +39,7 @@ class Capture:
     reduce : str, optional
         Done where the activation is: ``sum`` (``weights`` ``[group, row]``), ``project``
         (``directions`` ``[k, d]``), and on logits ``refusal_score`` (``tokens``), ``log_probs``,
-        ``kl`` (``baseline``), ``token_log_probs`` (``tokens``).
+        ``smoothed_kl`` (``baseline``), ``smoothed_kl_slack``, ``token_log_probs`` (``tokens``).
     args : dict
         Arguments of the reduction.
     keep : bool

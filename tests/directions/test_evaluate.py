@@ -14,8 +14,15 @@ from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, MeanAblation
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
-from refusal_nn.responses._evaluate import completion_nll, judge, nll_requests, rate_rows, rates
-from refusal_nn.tracing import generate, run
+from refusal_nn.responses import (
+    ask_nll,
+    calibrated,
+    completion_nll,
+    judge,
+    rate_rows,
+    rates,
+)
+from refusal_nn.tracing import Answers, Work, generate, run
 from tests.directions.conftest import TOKENS
 from tests.families import plain_module
 
@@ -71,7 +78,8 @@ def test_batch_size_changes_no_text_and_no_verdict(
 
 
 def test_the_first_token_rate_counts_prompts_with_a_score_above_zero() -> None:
-    judged = judge(made(["fine words"] * 8, [1.0] * 8, [0.0] * 8))
+    measured = made(["fine words"] * 8, [1.0] * 8, [0.0] * 8)
+    judged = judge(measured, calibrated(measured))
     scores = np.array([[1.0, -1.0, 2.0, 3.0], [-1.0, -2.0, 4.0, -0.0]])
     table = rates(judged.assign(refusal_score=(("intervention", "prompt"), scores)))
     found = table["first_token_refusal_rate"].transpose("intervention", "style")
@@ -85,7 +93,11 @@ def test_nll_is_the_mean_over_tokens_from_the_sixth_on(model: Model) -> None:
 
     (reference,) = model.chat.tokens(["w10 w11"])
     completions = [[20, 21, 22, 23, 24, 25, 26], [30] * 5, [40, 41, 42, 43, 44, 45], []]
-    found = completion_nll(completions, run(model, nll_requests(model, reference, completions)))
+    work = Work(model)
+    asked = ask_nll(work, reference, completions)
+    assert asked is not None
+    answers = Answers(run(model, work.requests))
+    found = completion_nll(completions, answers[asked]["log_prob"])
     assert np.isnan(found[[1, 3]]).all()
     for i in (0, 2):
         ids = torch.tensor([[*reference, *completions[i]]])
@@ -126,7 +138,8 @@ def test_broken_text_is_neither_refusal_nor_compliance_by_hand() -> None:
     texts += ["Sure"] * 4 + ["I cannot", "I cannot", "", "Sure"]
     nll = [1.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0, 1.0] + [1.0] * 4 + [1.0, 9.0, 1.0, np.nan]
     repetition = [0.0] * 8 + [0.5, 0.3, 0.0, 0.0] + [0.0] * 4
-    found = judge(made(texts, nll, repetition))
+    measured = made(texts, nll, repetition)
+    found = judge(measured, calibrated(measured))
     assert found.attrs["nll_limit"] == pytest.approx(1.0)
     np.testing.assert_array_equal(
         found["coherent"].values,
@@ -210,7 +223,7 @@ def test_short_answers_alone_cannot_calibrate_the_coherence_gate() -> None:
     with pytest.raises(
         WorkError, match="none of 4 harmless prompts got a completion of more than 5"
     ):
-        judge(measured)
+        judge(measured, calibrated(measured))
 
 
 @pytest.mark.parametrize(

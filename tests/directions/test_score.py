@@ -11,7 +11,7 @@ from refusal_nn.directions import admissible, extract, score, select
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
-from refusal_nn.shipped.walk import kl_divergence, kl_slack
+from refusal_nn.shipped.walk import smoothed_kl, smoothed_kl_slack
 from tests.directions.conftest import TOKENS, made_prompts
 from tests.families import plain_module, tiny_model
 
@@ -159,13 +159,13 @@ def test_slack_bounds_how_negative_a_smoothed_divergence_can_be() -> None:
     optimiser = torch.optim.Adam([logits], lr=1e-3)
     worst = torch.zeros(5, dtype=torch.float64)
     for _ in range(500):
-        values = kl_divergence(logits, base)
+        values = smoothed_kl(logits, base)
         optimiser.zero_grad()
         values.sum().backward()
         optimiser.step()
         worst = torch.minimum(worst, values.detach())
     assert (worst < 0).all(), "the smoothed sum does go below zero"
-    assert (worst >= -kl_slack(base)).all()
+    assert (worst >= -smoothed_kl_slack(base)).all()
 
 
 def test_selection_prompts_must_be_new(model: Model, prompts: Prompts) -> None:

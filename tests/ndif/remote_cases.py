@@ -57,6 +57,7 @@ LIBRARY = {
     "directions.score": "score",
     "directions.score_run": "score",
     "directions.select_run": "select",
+    "responses.complete": "evaluate",
     "responses.evaluate": "evaluate",
     "patching.generate": "positions",
     "patching.heads": "heads",
@@ -78,7 +79,6 @@ LIBRARY = {
 NO_PASS = {
     "circuits.export",
     "directions.parse_tokens",
-    "responses.nll_requests",
     "recorded.record",
     "recorded.same_model",
     "store.default_name",

@@ -13,7 +13,7 @@ from refusal_nn import judges
 from refusal_nn.models.organisms import _hooks, check_tiny_refuser
 from refusal_nn.models.organisms._hooks import Subject
 from refusal_nn.models.organisms.check_tiny_refuser import DEFAULT_MODEL, load, measure, missed
-from refusal_nn.responses._evaluate import REFERENCE_REQUEST
+from refusal_nn.responses import REFERENCE_REQUEST
 
 
 @pytest.fixture(scope="module")

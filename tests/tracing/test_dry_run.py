@@ -75,7 +75,9 @@ def test_a_dry_run_gives_the_same_numbers(family):
 def test_a_later_request_of_a_dry_run_may_use_what_an_earlier_one_held():
     local, dry = tiny_model("llama"), tiny_model("llama", backend="dry-run")
     keep = Capture("p", "logits", positions=(-1,), reduce="log_probs", keep=True)
-    kl = Capture("kl", "logits", positions=(-1,), reduce="kl", args={"baseline": Ref(0, "p")})
+    kl = Capture(
+        "kl", "logits", positions=(-1,), reduce="smoothed_kl", args={"baseline": Ref(0, "p")}
+    )
 
     def job(model):
         batch = pad(ROWS, 0)

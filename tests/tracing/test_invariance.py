@@ -204,7 +204,7 @@ def test_what_a_request_holds_serves_the_next_one_and_is_not_returned():
     batch = pad(ROWS, model.pad_token)
     keep = Capture("p", "logits", positions=(-1,), reduce="log_probs", keep=True)
     ref = {"baseline": Ref(0, "p")}
-    kl = Capture("kl", "logits", positions=(-1,), reduce="kl", args=ref)
+    kl = Capture("kl", "logits", positions=(-1,), reduce="smoothed_kl", args=ref)
     first, same, edited = run(
         model,
         [

@@ -47,7 +47,9 @@ def batch_requests(model):
                 Capture("resid", "resid_pre", keep=True),
             ],
         ),
-        forward_request(model, batch, [Capture("kl", "logits", None, (-1,), "kl", kl)], edits),
+        forward_request(
+            model, batch, [Capture("kl", "logits", None, (-1,), "smoothed_kl", kl)], edits
+        ),
         forward_request(
             model,
             batch,
