@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from refusal_nn.attribution import Metric
+from refusal_nn.contrasts import Metric
 from refusal_nn.contrasts._align import align
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import Exchange, Swap, checked_interchange
