@@ -20,7 +20,6 @@ register(
         coord=True,
     ),
     Spec("head_set", (), "int", "index", "Set of heads exchanged together", coord=True),
-    Spec("step", (), "int", "index", "Step of a forward selection, counted from 0", coord=True),
 )
 
 register(

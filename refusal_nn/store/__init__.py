@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from refusal_nn.store._export import export
     from refusal_nn.store._jobs import JobLedger, Streaming, forget_jobs, job_ledgers
+    from refusal_nn.store._loop import step_rng
     from refusal_nn.store._partial import change_request, request_of
+    from refusal_nn.store._protocol import (
+        Compute,
+        Iterating,
+        Looped,
+        Next,
+        Progress,
+        Recorder,
+    )
     from refusal_nn.store.catalogue import Catalogue, Run, open_runs
     from refusal_nn.store.manifest import (
         Verification,
@@ -34,18 +43,21 @@ if TYPE_CHECKING:
         verify,
     )
     from refusal_nn.store.provenance import command_line, default_name, fingerprint, scrub, versions
-    from refusal_nn.store.recorder import Compute, MemoryRecorder, Progress, Recorder
+    from refusal_nn.store.recorder import MemoryRecorder
     from refusal_nn.store.run_recorder import RunRecorder
     from refusal_nn.store.runs import describe, remove, sample_run
 
 # loaded on first use: listing runs needs neither xarray nor zarr
 _HOMES = {
     "Catalogue": "catalogue",
-    "Compute": "recorder",
+    "Compute": "_protocol",
+    "Iterating": "_protocol",
     "JobLedger": "_jobs",
+    "Looped": "_protocol",
     "MemoryRecorder": "recorder",
-    "Progress": "recorder",
-    "Recorder": "recorder",
+    "Next": "_protocol",
+    "Progress": "_protocol",
+    "Recorder": "_protocol",
     "Run": "catalogue",
     "RunRecorder": "run_recorder",
     "Streaming": "_jobs",
@@ -68,6 +80,7 @@ _HOMES = {
     "run_name": "manifest",
     "sample_run": "runs",
     "scrub": "provenance",
+    "step_rng": "_loop",
     "verify": "manifest",
     "versions": "provenance",
 }
@@ -76,8 +89,11 @@ __all__ = [
     "REGISTRY",
     "Catalogue",
     "Compute",
+    "Iterating",
     "JobLedger",
+    "Looped",
     "MemoryRecorder",
+    "Next",
     "Progress",
     "Recorder",
     "Run",
@@ -107,6 +123,7 @@ __all__ = [
     "sample_run",
     "save",
     "scrub",
+    "step_rng",
     "verify",
     "versions",
 ]

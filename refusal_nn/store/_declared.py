@@ -49,6 +49,7 @@ register(
     _coord("site", "string", "", "Where in the block: resid_pre, z, attn_out, mlp_out and so on"),
     _coord("feature", "int", "index", "Feature of a dictionary, counted from 0"),
     _coord("candidate", "int", "index", "Candidate direction, counted from 0"),
+    _coord("step", "int", "index", "Step of an iteration, counted from 0"),
     _coord("edge", "int", "index", "Edge of a circuit, counted from 0"),
     _coord("src", "string", "", "Node that an edge starts from"),
     _coord("dst", "string", "", "Node that an edge ends at"),

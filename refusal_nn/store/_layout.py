@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,6 +147,33 @@ def fit(layout: Layout, template: xr.Dataset, batch: int, part: xr.Dataset) -> x
         If variables, dims, shape, labels or kind of value differ from the template's.
     """
     where = f"stage {layout.stage!r}, batch {batch}"
+    return matched(where, template, part, lambda dims: layout.indexer(batch, dims), "the region")
+
+
+def matched(
+    where: str,
+    template: xr.Dataset,
+    part: xr.Dataset,
+    indexer: Callable[[Sequence[object]], tuple[slice, ...]],
+    meant: str,
+) -> xr.Dataset:
+    """`part` as the piece of `template` that `indexer` cuts out, checked and ordered as it is.
+
+    Parameters
+    ----------
+    where : str
+        Whose result it is, for errors.
+    template, part : xarray.Dataset
+    indexer : callable
+        From the dims of a variable to slices of it.
+    meant : str
+        What has the right shape, for errors.
+
+    Raises
+    ------
+    StoreError
+        If variables, dims, shape, labels or kind of value differ from the template's.
+    """
     if set(part.data_vars) != set(template.data_vars):
         raise StoreError(
             f"{where}: computed {sorted(map(str, part.data_vars))}, "
@@ -162,16 +189,16 @@ def fit(layout: Layout, template: xr.Dataset, batch: int, part: xr.Dataset) -> x
         got = got.transpose(*wanted.dims)
         shape = tuple(
             len(range(*s.indices(wanted.sizes[d])))
-            for d, s in zip(wanted.dims, layout.indexer(batch, wanted.dims), strict=True)
+            for d, s in zip(wanted.dims, indexer(wanted.dims), strict=True)
         )
         if got.shape != shape:
             raise StoreError(
-                f"{where}: variable {name!r} has shape {got.shape}, the region is {shape}."
+                f"{where}: variable {name!r} has shape {got.shape}, {meant} is {shape}."
             )
         fitted[name] = (wanted.dims, _cast(where, str(name), got.values, wanted.dtype))
     for name in template.coords:
         if name in part.coords and part[name].dims == template[name].dims:
-            expected = template[name].values[layout.indexer(batch, template[name].dims)]
+            expected = template[name].values[indexer(template[name].dims)]
             if not np.array_equal(np.asarray(part[name].values, expected.dtype), expected):
                 raise StoreError(
                     f"{where}: coordinate {name!r} is not the template's there; "

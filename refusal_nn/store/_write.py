@@ -7,7 +7,7 @@ cost, and with a crc32c checksum on every array. Reading is plain xarray.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,30 @@ def create_stage(
             example = np.empty(0, storable_dtype(variable.dtype))
             codecs = _codecs(example, large=variable.nbytes >= _RAW_BYTES)
             _create(group, str(name), variable, chunks, codecs)
-    ledger = xr.Variable(("batch",), np.zeros(len(layout), bool))
-    array = _create(group, "written", ledger, (max(1, len(layout)),), (Crc32cCodec(),))
-    if len(layout):
-        array[...] = ledger.values
+    _create_ledger(group, np.zeros(len(layout), bool))
+
+
+def write_stage(path: Path, ds: xr.Dataset, attrs: Mapping[str, Any]) -> None:
+    """Write a whole Dataset as a finished stage."""
+    write_dataset(path, ds, {**ds.attrs, **attrs})
+    _create_ledger(zarr.open_group(path, mode="r+", use_consolidated=False), np.ones(1, bool))
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array:
+    """An array of a group, to write to or read."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    # not kept in the metadata: by default zarr drops a chunk that equals the fill value
+    return array.with_config({"write_empty_chunks": True})
+
+
+def read_values(group: zarr.Group, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Whole arrays of a group as they were written, strings as Python objects."""
+    found = {}
+    for name in names:
+        values = np.asarray(array_of(group, name)[...])
+        found[name] = values.astype(object) if values.dtype.kind in "UT" else values
+    return found
 
 
 def read_dataset(path: Path, *, load: bool) -> xr.Dataset:
@@ -100,6 +120,13 @@ def consolidate(path: Path) -> None:
         # consolidated metadata is outside the v3 specification, and plain readers want it
         warnings.simplefilter("ignore")
         zarr.consolidate_metadata(path)
+
+
+def _create_ledger(group: zarr.Group, written: np.ndarray) -> None:
+    ledger = xr.Variable(("batch",), written)
+    array = _create(group, "written", ledger, (max(1, written.size),), (Crc32cCodec(),))
+    if written.size:
+        array[...] = written
 
 
 def _group_attrs(ds: xr.Dataset, attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 An analysis cuts its work into stages and each stage into batches with known regions. Whether the
 results stay in memory or go to a run that survives a crash is the recorder's business, not the
-analysis's: :class:`MemoryRecorder` and :class:`refusal_nn.store.RunRecorder` have the same two
-methods and make the same checks.
+analysis's: :class:`MemoryRecorder` and :class:`refusal_nn.store.RunRecorder` have the same methods
+and make the same checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,34 +17,12 @@ import xarray as xr
 from refusal_nn.errors import StoreError
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._commit import prepare
-from refusal_nn.store._jobs import JobLedger, Streaming, results_of
+from refusal_nn.store._jobs import JobLedger, results_of
 from refusal_nn.store._layout import Layout, Region, fit, plan
+from refusal_nn.store._loop import STATE, Reached, begun_otherwise, iterate, prepare_loop
+from refusal_nn.store._protocol import STEP, Arrays, Body, Compute, Looped, Progress
 from refusal_nn.store._write import as_objects
 from refusal_nn.store.variables import annotate
-
-Compute = Callable[[int], xr.Dataset] | Streaming
-Progress = Callable[[str, int, int], None]
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """What an analysis needs of a recorder."""
-
-    def stage(
-        self, name: str, template: xr.Dataset, batches: Sequence[Region], compute: Compute
-    ) -> xr.Dataset:
-        """Run the batches of a stage that are not done yet and return the whole stage."""
-        ...
-
-    def commit(
-        self,
-        groups: Mapping[str, xr.Dataset],
-        attrs: Mapping[str, Any] | None = None,
-        *,
-        keep: Iterable[str] = (),
-    ) -> xr.DataTree:
-        """Finish the run with its result groups."""
-        ...
 
 
 class MemoryRecorder:
@@ -125,6 +103,76 @@ class MemoryRecorder:
         finished = as_objects(xr.Dataset(filled, coords=template.coords, attrs=template.attrs))
         self._stages[name] = (layout.digest, finished)
         return finished.copy(deep=True)
+
+    def loop(
+        self,
+        name: str,
+        state: Arrays,
+        steps: int,
+        body: Body,
+        *,
+        records: xr.Dataset | None = None,
+        every: int | None = None,
+    ) -> Looped:
+        """Do steps that each begin with the state the step before left.
+
+        Parameters
+        ----------
+        name : str
+            Calling a loop again with the same arguments returns the first result.
+        state : xarray.Dataset or mapping of arrays
+            Before the first step. A Dataset is of declared variables; a mapping is scratch of any
+            names, each array with dims of its own. Variables, shapes and dtypes stay as they are.
+        steps : int
+            At most so many; a step that is ``done`` ends the loop earlier.
+        body : callable or Iterating
+            ``body(step, state, recorder)`` returns the next state, or a :class:`Next` with the
+            records of the step and whether it was the last. Its stages are those of the recorder it
+            is given, where a stage ``x`` of step 3 is called ``<name>_3_x``. It may depend on step
+            and state alone (:func:`step_rng` for random numbers): what else it remembers is lost
+            when the process dies. An object with ``advance`` does several steps at a time.
+        records : xarray.Dataset, optional
+            What is kept of each step: a template with dim ``step`` at length `steps`.
+        every : int, optional
+            Keep the state after every so many steps; default: each, or each job of an ``advance``.
+
+        Returns
+        -------
+        Looped
+            The last state, and the records of the steps that were done. Stages ``<name>_state`` and
+            ``<name>`` of the same can be kept at commit.
+
+        Raises
+        ------
+        StoreError
+            If state or records break the registry or change their form, or a loop of that name was
+            asked for differently.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from refusal_nn.store import MemoryRecorder, Next
+        >>> def halve(step, state, recorder):
+        ...     x = state["x"].values / 2
+        ...     return Next({"x": x}, done=bool(x.max() < 0.3))
+        >>> found = MemoryRecorder().loop("halve", {"x": np.array([1.0, 2.0])}, 10, halve)
+        >>> found.steps, found.state["x"].values.tolist()
+        (3, [0.125, 0.25])
+        """
+        loop = prepare_loop(name, state, steps, records, every)
+        if name not in self._stages:
+            parts, at = [], Reached(0, loop.first)
+            report(self.progress, name, 0, steps)
+            for at, told in iterate(loop, at, body, self, JobLedger(), every):  # noqa: B020
+                parts.append(told)
+                report(self.progress, name, at.step, at.step if at.done else steps)
+            whole = {str(n): v.values for n, v in xr.concat(parts, STEP).data_vars.items()}
+            self._stages[f"{name}{STATE}"] = (loop.digest, at.state)
+            self._stages[name] = (loop.digest, loop.whole(whole, at.step))
+        digest, told = self._stages[name]
+        if digest != loop.digest:
+            raise begun_otherwise(name)
+        return Looped(self._stages[f"{name}{STATE}"][1].copy(deep=True), told.copy(deep=True))
 
     def commit(
         self,

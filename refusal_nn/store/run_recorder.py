@@ -20,12 +20,15 @@ from refusal_nn.errors import StoreError
 from refusal_nn.store import _lock, _partial, manifest
 from refusal_nn.store import provenance as _provenance
 from refusal_nn.store._attrs import plain
+from refusal_nn.store._checkpoints import LoopFolder
 from refusal_nn.store._commit import commit_run
 from refusal_nn.store._disk import writing
 from refusal_nn.store._jobs import JOBS, JobLedger, has_jobs, jobs_summary, results_of
 from refusal_nn.store._layout import Layout, Region, fit
-from refusal_nn.store._write import create_stage, read_dataset, storable
-from refusal_nn.store.recorder import Compute, Progress, prepared, relaid, report
+from refusal_nn.store._loop import iterate, prepare_loop
+from refusal_nn.store._protocol import Arrays, Body, Compute, Looped, Progress
+from refusal_nn.store._write import array_of, create_stage, read_dataset, storable
+from refusal_nn.store.recorder import prepared, relaid, report
 
 _LOAD_BYTES = 1 << 30
 _STAGE_NAME = re.compile(r"[A-Za-z][\w-]*")
@@ -104,8 +107,7 @@ class RunRecorder:
             As read from disk: in memory up to 1 GiB, lazy above (valid until :meth:`commit`).
         """
         self._require_open()
-        if not _STAGE_NAME.fullmatch(name):
-            raise StoreError(f"stage name {name!r} must be letters, digits, '_' and '-'.")
+        _require_name(name)
         template, layout = prepared(name, template, batches)
         folder = self.partial / name
         with self._released_on_error():
@@ -119,6 +121,42 @@ class RunRecorder:
             done = read_dataset(folder, load=template.nbytes <= _LOAD_BYTES)
         done.attrs = {k: v for k, v in done.attrs.items() if not k.startswith("stage_")}
         return done[list(template.data_vars)]
+
+    def loop(
+        self,
+        name: str,
+        state: Arrays,
+        steps: int,
+        body: Body,
+        *,
+        records: xr.Dataset | None = None,
+        every: int | None = None,
+    ) -> Looped:
+        """Do steps that each begin with the state the step before left; those kept are not repeated.
+
+        Parameters, result and errors are those of :meth:`MemoryRecorder.loop`. An exception of
+        ``body`` passes through; the last state that was kept is where the next attempt goes on.
+        """
+        self._require_open()
+        _require_name(name)
+        loop = prepare_loop(name, state, steps, records, every)
+        kept = LoopFolder(self.partial, loop, every)
+        with self._released_on_error():
+            with writing(self.path):
+                self._acquire()
+                if kept.open():
+                    return kept.result()
+                begun = kept.last()
+            report(self.progress, name, begun.step, steps)
+            jobs = JobLedger(self.partial / f"{name}.{JOBS}")
+            for at, told in iterate(loop, begun, body, self, jobs, every):
+                with writing(self.path):
+                    kept.keep(at, told)
+                    self._lock.touch()
+                report(self.progress, name, at.step, at.step if at.done else steps)
+            with writing(self.path):
+                kept.finish()
+                return kept.result()
 
     def commit(
         self,
@@ -292,8 +330,8 @@ class RunRecorder:
 
     def _fill(self, folder: Path, template: xr.Dataset, layout: Layout, compute: Compute) -> None:
         group = zarr.open_group(folder, mode="r+", use_consolidated=False)
-        arrays = {str(n): _array(group, str(n)) for n in template.data_vars}
-        ledger = _array(group, "written")
+        arrays = {str(n): array_of(group, str(n)) for n in template.data_vars}
+        ledger = array_of(group, "written")
         written = np.array(ledger[...], dtype=bool)
         report(self.progress, layout.stage, int(written.sum()), len(layout))
         missing = [int(i) for i in np.flatnonzero(~written)]
@@ -321,8 +359,6 @@ class RunRecorder:
             raise
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    # not kept in the metadata: by default zarr drops a chunk that equals the fill value
-    return array.with_config({"write_empty_chunks": True})
+def _require_name(name: str) -> None:
+    if not _STAGE_NAME.fullmatch(name):
+        raise StoreError(f"stage name {name!r} must be letters, digits, '_' and '-'.")

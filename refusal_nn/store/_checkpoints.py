@@ -1,0 +1,152 @@
+"""A loop in a run directory: its checkpoints while it goes on, its two stages when it has ended.
+
+``<name>.loop`` holds the records of the steps so far and the last state, ``at_<step>``, which is
+written aside and renamed: what it says is done is done, and what lies beyond it is written again.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+import zarr
+
+from refusal_nn.errors import StoreError
+from refusal_nn.store import manifest
+from refusal_nn.store._layout import Layout
+from refusal_nn.store._loop import STATE, Loop, Reached, begun_otherwise
+from refusal_nn.store._protocol import STEP, Looped
+from refusal_nn.store._write import (
+    array_of,
+    create_stage,
+    read_values,
+    storable,
+    write_dataset,
+    write_stage,
+)
+
+_AT = re.compile(r"at_(\d+)")
+_CHUNK_BYTES = 1 << 16
+"""A chunk of records is written anew with each step in it, so it is small."""
+
+
+class LoopFolder:
+    """The files of one loop.
+
+    Parameters
+    ----------
+    partial : Path
+        Directory of the run.
+    loop : Loop
+    every : int, optional
+        Every how many steps the state is going to be kept.
+    """
+
+    def __init__(self, partial: Path, loop: Loop, every: int | None) -> None:
+        self.loop = loop
+        self.every = every or 1
+        self.partial = partial
+        self.ended = partial / loop.name
+        self.folder = partial / f"{loop.name}.loop"
+
+    def open(self) -> bool:
+        """Make the folder, or see that it is this loop's; whether the loop has ended.
+
+        Raises
+        ------
+        StoreError
+            If a loop or stage of that name was begun for something else.
+        """
+        ended = self.ended.exists()
+        if not ended and not self.folder.exists():
+            loop = self.loop
+            size = max(1, loop.records.nbytes // loop.steps)
+            lengths = {STEP: max(self.every, min(loop.steps, _CHUNK_BYTES // size))}
+            regions = [{STEP: (i, i + 1)} for i in range(loop.steps)]
+            draft = self._draft(f"{loop.name}.loop")
+            layout = Layout(loop.name, lengths, regions, loop.digest)
+            create_stage(draft, loop.records, layout, self._attrs())
+            draft.rename(self.folder)
+        begun = manifest.read_attrs(self.ended if ended else self.folder)
+        if begun.get("stage_digest") != self.loop.digest:
+            raise begun_otherwise(self.loop.name)
+        return ended
+
+    def last(self) -> Reached:
+        """Where to go on.
+
+        Raises
+        ------
+        StoreError
+            If what was kept cannot be read.
+        """
+        kept = self._kept()
+        if not kept:
+            return Reached(0, self.loop.first)
+        step = max(kept)
+        group = zarr.open_group(kept[step], mode="r", use_consolidated=False)
+        try:
+            values = read_values(group, map(str, self.loop.first.data_vars))
+        except (OSError, ValueError, KeyError, RuntimeError) as e:
+            raise StoreError(
+                f"the state of loop {self.loop.name!r} after step {step - 1} is damaged "
+                f"({' '.join(str(e).split())}); remove the partial run and begin again."
+            ) from e
+        return Reached(step, self.loop.restored(values), bool(group.attrs["done"]))
+
+    def keep(self, at: Reached, records: xr.Dataset) -> None:
+        """Keep where the loop is, and the records of the latest steps."""
+        running = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
+        for name, variable in records.data_vars.items():
+            axis = variable.dims.index(STEP)
+            where = (slice(None),) * axis + (slice(at.step - records.sizes[STEP], at.step),)
+            array_of(running, str(name))[where] = storable(variable.values)
+        draft = self._draft(f"{self.loop.name}.at")
+        write_dataset(draft, at.state, {"done": at.done})
+        draft.rename(self.folder / f"at_{at.step}")
+        array_of(running, "written")[: at.step] = True
+        for other, path in self._kept().items():
+            if other < at.step:
+                shutil.rmtree(path)
+
+    def finish(self) -> None:
+        """Make the ended loop its two stages; the stage of its own name comes last."""
+        at = self.last()
+        running = zarr.open_group(self.folder, mode="r", use_consolidated=False)
+        values = read_values(running, map(str, self.loop.records.data_vars))
+        records = self.loop.whole(values, at.step)
+        for ending, ds in ((STATE, at.state), ("", records)):
+            path = self.ended.with_name(f"{self.ended.name}{ending}")
+            draft = self._draft(path.name)
+            write_stage(draft, ds, self._attrs())
+            shutil.rmtree(path, ignore_errors=True)
+            draft.rename(path)
+
+    def result(self) -> Looped:
+        """What the ended loop came to."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        state = self.ended.with_name(f"{self.ended.name}{STATE}")
+        told = zarr.open_group(self.ended, mode="r", use_consolidated=False)
+        steps = read_values(told, [STEP])[STEP].size
+        names = map(str, self.loop.records.data_vars)
+        held = zarr.open_group(state, mode="r", use_consolidated=False)
+        return Looped(
+            self.loop.restored(read_values(held, map(str, self.loop.first.data_vars))),
+            self.loop.whole(read_values(told, names), steps),
+        )
+
+    def _kept(self) -> dict[int, Path]:
+        found = {_AT.fullmatch(p.name): p for p in self.folder.iterdir()}
+        return {int(m[1]): p for m, p in found.items() if m}
+
+    def _draft(self, name: str) -> Path:
+        draft = self.partial / f".init-{name}"
+        shutil.rmtree(draft, ignore_errors=True)
+        return draft
+
+    def _attrs(self) -> dict[str, Any]:
+        number = sum(1 for _ in self.partial.glob("*/written"))
+        return {"stage_digest": self.loop.digest, "stage_number": number}
