@@ -19,6 +19,7 @@ from refusal_nn.cli import cli
 from refusal_nn.errors import ModelError
 from refusal_nn.recorded import Keeping
 from tests.ndif.control import Stack
+from tests.patience import limit
 
 MOST_JOBS = 12
 MOST_MEGABYTES = 800
@@ -132,7 +133,7 @@ print(json.dumps(sizes))
 
 def measured(*words: str) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *words], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", MEASURE, *words], capture_output=True, text=True, timeout=limit(120)
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -194,11 +194,14 @@ def test_two_writers_in_one_process_are_refused(tmp_path):
 
 def test_a_live_writer_in_another_process_is_named_and_a_killed_one_is_not_in_the_way(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from tests.store.synthetic import recorder\n"
-        "r = recorder(Path(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
+        "import sys; from pathlib import Path; from tests.store.synthetic import recorder\n"
+        "r = recorder(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,  # it ends no earlier than this test
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
