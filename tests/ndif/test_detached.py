@@ -26,6 +26,7 @@ def cli(*words: str) -> subprocess.CompletedProcess[str]:
 EXTRACT = ("direction", "extract", "--model", "tiny-refuser", "--prompts", "tiny-bench")
 
 
+@pytest.mark.long
 def test_a_detached_run_is_listed_and_completed_by_later_processes(
     stack: Stack, tmp_path: Path
 ) -> None:

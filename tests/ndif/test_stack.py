@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from refusal_nn.models import _anyio  # noqa: F401 - before nnsight
+from tests.long.tier import sampled
 from tests.ndif import processes
 from tests.ndif.control import Stack
 from tests.patience import limit, wait_for
@@ -94,7 +95,7 @@ def test_the_server_gives_the_numbers_of_a_local_run(stack: Stack, tiny: Transfo
     assert next(tiny._module.parameters()).is_meta
 
 
-@pytest.mark.parametrize("part", ["hub", "objects", "api", "dispatcher"])
+@pytest.mark.parametrize("part", sampled(["hub", "objects", "api", "dispatcher"], 1))
 def test_after_a_part_is_killed_and_started_again_the_next_job_is_answered(
     stack: Stack, tiny: TransformersModel, part: str
 ) -> None:
@@ -277,6 +278,7 @@ def second(stack: Stack, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate(timeout=limit(60))
 
 
+@pytest.mark.long
 def test_killing_a_whole_stack_leaves_none_of_its_processes(
     second: subprocess.Popen[str], tmp_path: Path, stack: Stack
 ) -> None:
