@@ -10,9 +10,12 @@ NDIF_VENV ?= .venv-ndif
 EXTRAS := accelerate,hub,netcdf,dev
 STORES ?= stores
 OUT ?= build/tiny-refuser
+WORKERS ?= 2
+# one thread a process: together they would fight for the processor
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-gpu test-kill test-slow test-ndif ndif-env check format types docs golden bench train \
+.PHONY: help env demo test test-gpu test-kill test-slow test-long test-ndif ndif-env check format types docs golden bench train \
 	sample wheel constraints clean
 
 help:  ## list the targets
@@ -30,23 +33,26 @@ env: $(STAMP)  ## make the environment
 demo: $(STAMP)  ## the whole story on the embedded model; leaves runs and demo.html in stores/
 	$(BIN)/refusal-nn demo --stores $(STORES)
 
-test: $(STAMP)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## minutes: every test, of the long ones a sample; two at a time (WORKERS=2)
+	$(PYTEST) -n $(WORKERS) --dist loadscope $(ARGS)
+
+test-long: $(STAMP)  ## hours: the long tests in full, results in tests/long (SHARD=1/4, FORCE=1)
+	BIN=$(BIN) NDIF_VENV=$(NDIF_VENV) SHARD=$(SHARD) FORCE=$(FORCE) tests/long/run $(ARGS)
+
+test-kill: $(STAMP)  ## of the long tests, in full: kill -9 at random moments, then resume
+	$(PYTEST) --full -m "long and not ndif" -k kill $(ARGS)
+
+test-slow: $(STAMP)  ## of the long tests, in full: those that kill nothing and need no server
+	$(PYTEST) --full -m "long and not ndif" -k "not kill" $(ARGS)
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device (skipped with the reason where there is none)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
-
-test-kill: $(STAMP)  ## kill -9 at random moments, then resume
-	$(BIN)/python -m pytest -m kill $(ARGS)
-
-test-slow: $(STAMP)  ## minutes-long tests: the wheel, from-scratch training
-	$(BIN)/python -m pytest -m "slow and not kill" $(ARGS)
 
 ndif-env:  ## install an NDIF server for the tests into NDIF_VENV (default .venv-ndif), and redis
 	@test -n "$(PYTHON)" || { echo "no python3 found; set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	PYTHON=$(PYTHON) tests/ndif/install $(NDIF_VENV)
 
-test-ndif: $(STAMP) ndif-env  ## the tests against a real NDIF server, started on loopback for them
+test-ndif: $(STAMP) ndif-env  ## a sample against a real NDIF server on loopback (ARGS=--full: all)
 	$(BIN)/python -m tests.ndif.stack --venv $(NDIF_VENV) -- \
 		$(BIN)/python -m pytest -m ndif tests/ndif $(ARGS)
 

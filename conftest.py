@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+pytest_plugins = ["tests.long.tier"]
+
 _CLI = Path(__file__).parent / "cli"
 
 if importlib.util.find_spec("refusal_nn.cli") is None:

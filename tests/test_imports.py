@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import refusal_nn
+from tests.patience import limit
 
 ROOT = Path(refusal_nn.__file__).parents[1]
 
@@ -120,7 +121,7 @@ def test_a_torch_free_layer_imports_where_torch_is_missing(layer: str) -> None:
         f"import refusal_nn.{layer}\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=limit(20), cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
 
@@ -134,7 +135,7 @@ def test_importing_the_package_loads_nothing_of_it() -> None:
         "print(sorted(heavy & set(sys.modules)) + sorted(ours))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=limit(10), cwd=ROOT
     )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 

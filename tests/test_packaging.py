@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import refusal_nn
+from tests.patience import limit
 
 ROOT = Path(refusal_nn.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -91,7 +92,12 @@ def test_the_readme_s_test_command_is_a_target_that_runs_pytest() -> None:
     assert block is not None
     assert block[1] == "make test"
     planned = subprocess.run(
-        ["make", "-n", "test"], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
+        ["make", "-n", "test"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        timeout=limit(10),
     )
     assert "-m pytest" in planned.stdout
 
@@ -120,7 +126,7 @@ def test_the_readme_s_table_names_the_nouns_there_are() -> None:
     assert set(re.findall(r"^\| `([a-z]+)` \|", readme, re.MULTILINE)) == set(NOUNS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_installs_nothing_at_top_level_but_the_package(tmp_path: Path) -> None:
     source = tmp_path / "source"
     # git's view of the tree: what a fresh clone would hold, plus what is not committed yet
@@ -139,7 +145,7 @@ def test_the_wheel_installs_nothing_at_top_level_but_the_package(tmp_path: Path)
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source],
         check=True,
         capture_output=True,
-        timeout=300,
+        timeout=limit(60),
     )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -158,7 +164,7 @@ def test_the_wheel_installs_nothing_at_top_level_but_the_package(tmp_path: Path)
         [sys.executable, "-m", "refusal_nn", "models", "list", "--json"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit(20),
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
     )

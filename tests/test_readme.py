@@ -42,7 +42,7 @@ def test_the_query_at_the_end_finds_the_saved_run_beside_those_of_commands(
     assert found["run"].values.tolist() == ["effect"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_python_example_runs_and_shows_the_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import limit
+
 ROOT = Path(__file__).parents[2]
 CONDITIONS = {"model", "n_layers", "d_model", "vocab_size", "dtype", "threads", "pairs", "versions"}
 
@@ -25,7 +27,7 @@ def result(script: str) -> dict:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=limit(60),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -11,7 +11,7 @@ from refusal_nn.models import load_model
 from refusal_nn.prompts import load_pairs, load_prompts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_smallest_faithful_circuit_stays_so_on_new_pairs_and_is_no_larger_than_an_exact_one():
     model, pairs = load_model("tiny-refuser"), load_pairs("tiny-pairs")
     tokens = discover_refusal_tokens(model, load_prompts("tiny-bench").train)

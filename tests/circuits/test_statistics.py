@@ -91,7 +91,7 @@ def test_the_test_against_random_circuits_rejects_as_often_as_it_says_under_the_
     assert max(above, below) / n <= 0.12, (above, below, n)
 
 
-@pytest.mark.slow
+@pytest.mark.long(n=1000)
 @pytest.mark.parametrize("rule", ["top", "greedy"])
 @pytest.mark.parametrize("kind", ["random", "layer-matched"])
 def test_on_a_model_it_rejects_circuits_found_in_noise_as_often_as_it_says(kind, rule):

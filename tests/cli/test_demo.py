@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 from refusal_nn import store
+from tests.patience import limit
 
 MARGIN = 0.05
 
@@ -29,7 +30,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=limit(180),
         check=False,
     )
     assert done.returncode == 0, done.stderr

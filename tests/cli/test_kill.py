@@ -18,6 +18,8 @@ from refusal_nn import store
 from refusal_nn.store.provenance import VOLATILE
 from tests.directions.conftest import made_prompts
 from tests.families import tiny_module, tiny_tokenizer
+from tests.long.tier import Extent
+from tests.patience import limit
 
 NAME = "killed"
 
@@ -37,7 +39,7 @@ def start(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
 
 def finish(folder: Path, *argv: str) -> None:
     process = start(folder, *argv)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=limit(60))
     assert process.returncode == 0, errors.decode()
 
 
@@ -113,21 +115,21 @@ def check(folder: Path, stores: str, expected: dict[str, xr.Dataset]) -> None:
         xr.testing.assert_identical(found[group], dataset)
 
 
-@pytest.mark.kill
-def test_twenty_kills_at_random_moments_leave_the_identical_store(
-    folder: Path, undisturbed: tuple[dict[str, xr.Dataset], float]
+@pytest.mark.long(n=20, sample=3, seed=0)
+def test_kills_at_random_moments_leave_the_identical_store(
+    folder: Path, undisturbed: tuple[dict[str, xr.Dataset], float], extent: Extent
 ) -> None:
     expected, seconds = undisturbed
-    rng = random.Random(0)
+    rng = random.Random(extent.seed)
     interrupted = 0
-    for k in range(20):
+    for k in range(extent.n):
         after = rng.uniform(0, seconds)
         met = kill_and_resume(folder, f"stores-{k}", after)
         interrupted += met
         if not met:  # done by then: the machine has less else to do than when the run was timed
             seconds = min(seconds, after)
         check(folder, f"stores-{k}", expected)
-    assert interrupted >= 10, f"only {interrupted} of 20 kills met a partial run"
+    assert interrupted >= extent.n // 2, f"{interrupted} of {extent.n} kills met a partial run"
 
 
 def test_a_killed_extraction_resumes_to_the_identical_store(

@@ -14,7 +14,7 @@ import refusal_nn
 SCRIPT = Path(refusal_nn.__file__).parents[1] / "examples" / "find_circuit.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_circuit_example_finds_tests_and_keeps_a_circuit(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--draws", "9"],

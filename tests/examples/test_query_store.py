@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 import refusal_nn
+from tests.patience import limit
 from tests.report import synthetic
 from tests.report.test_sources import _save
 
@@ -72,7 +73,7 @@ def test_the_script_runs_on_a_folder_of_runs(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(SCRIPT.parents[1]), "PATH": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=limit(60),
     )
     assert done.returncode == 0, done.stderr
     assert "direction-evaluate" in done.stdout

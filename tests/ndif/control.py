@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.patience import limit
+
 VARIABLE = "REFUSAL_NN_NDIF_STACK"
-_ANSWER_LIMIT = 300.0
+_ANSWER_LIMIT = limit(120)
 
 
 class NoStackError(Exception):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.ndif.layout import LOOPBACK, Layout
+from tests.patience import limit
 
 HERE = Path(__file__).resolve().parent
 # Room for hundreds of the embedded models; a 1B model in float32 is too large.
@@ -57,8 +58,8 @@ class Part:
 
 
 def http_status(port: int, path: str) -> int | None:
-    """The status that a server on loopback answers with, None when none answers in 5 s."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=5)
+    """The status that a server on loopback answers with, None when none answers in time."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=limit(1))
     try:
         connection.request("GET", path)
         return connection.getresponse().status
@@ -69,9 +70,9 @@ def http_status(port: int, path: str) -> int | None:
 
 
 def redis_command(port: int, *words: str) -> str | None:
-    """The first line of redis' answer to a command, None when it does not answer in 5 s."""
+    """The first line of redis' answer to a command, None when it does not answer in time."""
     try:
-        with socket.create_connection((LOOPBACK, port), timeout=5) as connection:
+        with socket.create_connection((LOOPBACK, port), timeout=limit(1)) as connection:
             connection.sendall(" ".join(words).encode() + b"\r\n")
             return connection.recv(4096).split(b"\r\n")[0].decode()
     except OSError:
@@ -181,7 +182,7 @@ def _settings(**values: str) -> list[str]:
 
 def _succeeds(command: Sequence[str]) -> bool:
     quiet = subprocess.DEVNULL
-    return subprocess.run(command, stdout=quiet, stderr=quiet, timeout=30).returncode == 0
+    return subprocess.run(command, stdout=quiet, stderr=quiet, timeout=limit(10)).returncode == 0
 
 
 def _gunicorn(layout: Layout, name: str) -> list[str]:

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.patience import limit
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LISTEN = "0A"
@@ -134,7 +136,7 @@ def end_descendants(*, grace: float, managed: Iterable[int] = ()) -> set[int]:
     Returns
     -------
     set of int
-        What is still there 10 s after that: nothing, unless the kernel holds a process.
+        What is still there a good while after that: nothing, unless the kernel holds a process.
     """
     me = os.getpid()
     awaited = set(managed)
@@ -146,7 +148,7 @@ def end_descendants(*, grace: float, managed: Iterable[int] = ()) -> set[int]:
         left = descendants(me, zombies=True)
         left -= awaited - descendants(me)
         elapsed = time.monotonic() - begin
-        if not left or elapsed > grace + 10:
+        if not left or elapsed > grace + limit(10):
             return left
         for pid in left if elapsed > grace else left - asked:
             try:

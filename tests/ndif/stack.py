@@ -29,10 +29,11 @@ from tests.ndif import hub_content, processes
 from tests.ndif.layout import Layout, free_ports, prepare, require_server
 from tests.ndif.parts import auth_parts, server_parts
 from tests.ndif.supervisor import StackError, Supervisor, control_socket, serve_one
+from tests.patience import limit
 
 ROOT = Path(__file__).resolve().parents[2]
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_COMMAND_GRACE = 20.0
+_COMMAND_GRACE = limit(5)
 
 
 class _Interrupted(BaseException):

@@ -15,8 +15,9 @@ from typing import Any
 from tests.ndif import processes
 from tests.ndif.layout import Layout
 from tests.ndif.parts import KEYS, Part, redis_command
+from tests.patience import limit
 
-START_LIMIT = 180.0
+START_LIMIT = limit(60)
 # Parts that others of them start, told by their command line.
 _FOUND = {
     "actor": "ray::CPUModelActor",
@@ -238,7 +239,7 @@ def serve_one(supervisor: Supervisor, server: socket.socket) -> None:
     allowed = ("pids", "kill", "start", "restart", "exposed", "listening", "answers", "names")
     connection, _ = server.accept()
     with connection, connection.makefile("rw") as stream:
-        connection.settimeout(30)
+        connection.settimeout(limit(30))
         try:
             method, *arguments = json.loads(stream.readline())
             if method not in allowed:

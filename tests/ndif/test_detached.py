@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import xarray as xr
 
 from tests.ndif.control import Stack
+from tests.patience import limit, wait_for
 
 
 def cli(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "refusal_nn", *words], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "refusal_nn", *words],
+        capture_output=True,
+        text=True,
+        timeout=limit(60),
     )
 
 
 EXTRACT = ("direction", "extract", "--model", "tiny-refuser", "--prompts", "tiny-bench")
 
 
+@pytest.mark.long
 def test_a_detached_run_is_listed_and_completed_by_later_processes(
     stack: Stack, tmp_path: Path
 ) -> None:
@@ -32,21 +36,21 @@ def test_a_detached_run_is_listed_and_completed_by_later_processes(
     ids = set(json.loads(left.stdout)["jobs"])
     assert ids
 
-    for _ in range(60):
+    def ready() -> list[dict[str, str]]:
         listed = cli("remote", "jobs", "--stores", str(tmp_path), "--json")
         jobs = json.loads(listed.stdout)
-        if all(job["state"] == "done: ready to collect" for job in jobs):
-            break
-        time.sleep(0.5)
+        return jobs if all(job["state"] == "done: ready to collect" for job in jobs) else []
+
+    jobs = wait_for(ready, "the jobs of the first stage", every=0.5)
     assert {job["job"] for job in jobs} == ids
     assert {job["run"] for job in jobs} == {"d"}
 
     stages = 0
     while not (tmp_path / "d.zarr").is_dir() and stages < 5:
+        wait_for(ready, f"the jobs of stage {stages}", every=0.5)
         further = cli("runs", "resume", "d", "--stores", str(tmp_path), "--detach")
         assert further.returncode == 0, further.stderr
         stages += 1
-        time.sleep(1)
     assert stages > 1  # each stage is submitted by a process that collected the one before
     assert (tmp_path / "d.zarr").is_dir()
 

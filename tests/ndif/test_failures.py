@@ -268,7 +268,7 @@ def test_a_result_far_above_what_a_server_gives_inline_arrives_whole(model) -> N
 
 
 def test_a_server_that_is_gone_is_asked_again_and_then_given_up(model) -> None:
-    limits = Limits(deadline=1.0, backoff=0.01)
+    limits = Limits(deadline=2.0, backoff=0.01)
     gone = rn.load_model("tiny-refuser", backend="ndif", limits=limits)
     gone.remote.service.host = "http://127.0.0.1:9"
     refused(lambda: verify(gone), UnavailableError, "no server answers")

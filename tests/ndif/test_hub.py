@@ -11,6 +11,7 @@ import pytest
 
 from tests.ndif import hub_content
 from tests.ndif.hub import parameters, serve
+from tests.patience import limit
 
 TINY = "refusal-nn/tiny-refuser"
 
@@ -39,7 +40,7 @@ def url(root: Path) -> Iterator[str]:
 
 def _get(address: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     try:
-        with urlopen(Request(address, method=method), timeout=30) as answer:
+        with urlopen(Request(address, method=method), timeout=limit(10)) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except HTTPError as error:
         with error:

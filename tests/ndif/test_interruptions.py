@@ -17,11 +17,13 @@ from refusal_nn.models import Limits
 from refusal_nn.runs import Keeping, Run
 from refusal_nn.store import JobLedger
 from refusal_nn.store.provenance import VOLATILE
+from tests.long.tier import sampled
 from tests.ndif.control import Stack
+from tests.patience import limit, slowness
 
-DEADLINE = 15.0
+DEADLINE = 15.0 * slowness()
 LIMITS = Limits(tokens=2_500, deadline=DEADLINE, retries=3, backoff=0.5)  # several jobs a stage
-PATIENCE = DEADLINE + 25  # a deadline, its retries, and a job that is being submitted
+PATIENCE = limit(DEADLINE + 25)  # a deadline, its retries, and a job that is being submitted
 
 
 def extract(stack: Stack, stores: Path, name: str, progress: Any = None) -> Run:
@@ -83,7 +85,7 @@ def once(stage: str, done: int, action: Callable[[], object]) -> Callable[[str, 
     return progress
 
 
-@pytest.mark.parametrize("part", ["actor", "api", "redis", "dispatcher"])
+@pytest.mark.parametrize("part", sampled(["actor", "api", "redis", "dispatcher"], 1))
 def test_a_run_survives_the_death_of(
     part: str, stack: Stack, undisturbed: xr.DataTree, tmp_path: Path, events
 ) -> None:

@@ -19,6 +19,7 @@ from refusal_nn.cli import cli
 from refusal_nn.errors import ModelError
 from refusal_nn.runs import Keeping
 from tests.ndif.control import Stack
+from tests.patience import limit
 
 MOST_JOBS = 12
 MOST_MEGABYTES = 800
@@ -71,6 +72,7 @@ def runs(stack: Stack, wire: Wire, tmp_path_factory) -> list[xr.DataTree]:
         return demo(folder, "--backend", "ndif", "--host", stack.url())
 
 
+@pytest.mark.long
 def test_the_demo_gives_the_same_numbers_as_here(runs, tmp_path: Path) -> None:
     for step, there, here in zip(STEPS, runs, demo(tmp_path), strict=True):
         assert there.groups == here.groups
@@ -94,6 +96,7 @@ def numeric_bytes(tree: xr.DataTree) -> int:
     )
 
 
+@pytest.mark.long
 def test_a_study_takes_few_jobs_and_downloads_little_more_than_it_stores(runs, wire: Wire) -> None:
     jobs = [run.attrs["jobs"] for run in runs if "jobs" in run.attrs]
     assert len(jobs) == 3  # selecting runs no model
@@ -132,12 +135,13 @@ print(json.dumps(sizes))
 
 def measured(*words: str) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *words], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", MEASURE, *words], capture_output=True, text=True, timeout=limit(120)
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.long
 def test_the_clients_memory_does_not_grow_with_the_model(stack: Stack) -> None:
     small = measured("refusal-nn/tiny-refuser", "work")
     large = measured("refusal-nn/one-billion")

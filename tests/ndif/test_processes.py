@@ -5,19 +5,19 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.ndif import processes
 from tests.ndif.processes import Listener
+from tests.patience import limit, wait_for
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 def test_descendants_are_children_and_their_children() -> None:
     with subprocess.Popen(
-        ["bash", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True
+        ["bash", "-c", "sleep infinity & echo $!; wait"], stdout=subprocess.PIPE, text=True
     ) as shell:
         assert shell.stdout is not None
         grandchild = int(shell.stdout.readline())
@@ -30,8 +30,7 @@ def test_descendants_are_children_and_their_children() -> None:
 def test_a_zombie_is_no_longer_running() -> None:
     with subprocess.Popen(["true"]) as child:
         # its memory, and so its command line, goes a moment before its state is that of a zombie
-        while processes.state(child.pid) != "Z":
-            time.sleep(0.01)
+        wait_for(lambda: processes.state(child.pid) == "Z", "a zombie")
         assert child.pid not in processes.descendants(os.getpid())
         assert child.pid in processes.descendants(os.getpid(), zombies=True)
 
@@ -84,7 +83,7 @@ import os, subprocess, sys, time
 from tests.ndif import processes
 processes.adopt_orphans()
 stubborn = "import os, signal, time; os.setsid(); signal.signal(15, signal.SIG_IGN); "
-stubborn += "print('ready', flush=True); time.sleep(600)"
+stubborn += "print('ready', flush=True); time.sleep(10 ** 6)"
 launch = [sys.executable, "-c", stubborn]
 middle = "import subprocess, sys; subprocess.Popen(sys.argv[1:])"  # ends, its child stays
 with subprocess.Popen(
@@ -98,6 +97,6 @@ print(len(before), left or "none", processes.descendants(os.getpid(), zombies=Tr
 """
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=root
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=limit(20), cwd=root
     )
     assert (done.returncode, done.stdout) == (0, "1 none none\n"), done.stderr

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import pytest
 import torch
 
 from refusal_nn.models import _anyio  # noqa: F401 - before nnsight
+from tests.long.tier import sampled
 from tests.ndif import processes
 from tests.ndif.control import Stack
+from tests.patience import limit, wait_for
 
 import nnsight  # isort: skip
 from nnsight.intervention.backends.remote import (  # isort: skip
@@ -60,15 +61,16 @@ def _ask(model: TransformersModel, url: str, key: str = "") -> torch.Tensor:
 
 def _ask_until_answered(model: TransformersModel, url: str) -> torch.Tensor:
     """The server tells whoever comes first that a model or a connection of its own has died."""
-    limit = time.monotonic() + 60
-    while True:
+
+    def answer() -> list[torch.Tensor]:
         try:
-            return _ask(model, url)
+            return [_ask(model, url)]
         except RemoteError as error:
-            known = "try again later" in str(error) or "Internal server error" in str(error)
-            if not known or time.monotonic() > limit:
-                raise
-            time.sleep(0.5)
+            if "try again later" in str(error) or "Internal server error" in str(error):
+                return []
+            raise
+
+    return wait_for(answer, "an answer", every=0.5)[0]
 
 
 def test_all_listening_sockets_are_loopback(stack: Stack, tiny: TransformersModel) -> None:
@@ -93,7 +95,7 @@ def test_the_server_gives_the_numbers_of_a_local_run(stack: Stack, tiny: Transfo
     assert next(tiny._module.parameters()).is_meta
 
 
-@pytest.mark.parametrize("part", ["hub", "objects", "api", "dispatcher"])
+@pytest.mark.parametrize("part", sampled(["hub", "objects", "api", "dispatcher"], 1))
 def test_after_a_part_is_killed_and_started_again_the_next_job_is_answered(
     stack: Stack, tiny: TransformersModel, part: str
 ) -> None:
@@ -137,7 +139,7 @@ def test_a_job_sent_while_the_dispatcher_is_dead_is_answered_once_it_is_back(
     assert thread.is_alive()
     assert answers == []
     stack.start("dispatcher")
-    thread.join(60)
+    thread.join(limit(60))
     assert torch.equal(answers[0], before)
 
 
@@ -145,14 +147,18 @@ def test_a_job_sent_while_the_dispatcher_is_dead_is_answered_once_it_is_back(
 def auth(stack: Stack, tiny: TransformersModel) -> str:
     stack.start("auth-api")
     url = stack.url("auth-api")
-    for _ in range(20):  # the first connections to a service that has just begun may be dropped
+
+    def answers() -> bool:  # the first connections to a service that has just begun may be dropped
         try:
             _ask(tiny, url, "not-a-key")
         except RemoteError:
-            return url
+            return True
         except (WebSocketException, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"the service with keys at {url} answers nothing")
+            return False
+        return True
+
+    wait_for(answers, f"the service with keys at {url}", every=0.5)
+    return url
 
 
 @pytest.mark.parametrize(
@@ -188,7 +194,8 @@ def test_a_second_model_and_a_second_revision_are_deployed_beside_the_first(
     before = _ask(tiny, stack.url())
     assert _ask(_load("refusal-nn/planted-gate"), stack.url()).shape[0] == 1
     assert torch.equal(_ask(_load(TINY, revision="earlier"), stack.url()), before)
-    assert len(stack.pids("actor")) == 3
+    # one that the server has just ended may still be there for a moment
+    wait_for(lambda: len(stack.pids("actor")) == 3, lambda: f"three of {stack.pids('actor')}")
 
 
 def test_an_unknown_revision_or_repository_is_refused_by_the_client_s_hub() -> None:
@@ -249,11 +256,7 @@ def test_a_job_that_nobody_waits_for_is_collected_by_its_id(
     later = RemoteBackend(
         tiny.to_model_key(), host=stack.url(), blocking=False, job_id=backend.job_id
     )
-    limit = time.monotonic() + 60
-    while (result := later()) is None:
-        assert time.monotonic() < limit
-        time.sleep(0.1)
-    assert torch.equal(result["found"], before)
+    assert torch.equal(wait_for(later, "the result", every=0.1)["found"], before)
 
 
 @pytest.fixture
@@ -262,7 +265,7 @@ def second(stack: Stack, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "tests.ndif.stack", "--venv", stack.state["venv"]),
-            *("--logs", str(tmp_path), "--", "bash", "-c", "touch $0; sleep 600"),
+            *("--logs", str(tmp_path), "--", "bash", "-c", "touch $0; sleep infinity"),
             str(tmp_path / "up"),
         ],
         cwd=ROOT,
@@ -272,22 +275,23 @@ def second(stack: Stack, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     )
     yield process
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=limit(60))
 
 
+@pytest.mark.long
 def test_killing_a_whole_stack_leaves_none_of_its_processes(
     second: subprocess.Popen[str], tmp_path: Path, stack: Stack
 ) -> None:
-    limit = time.monotonic() + 180
-    while not (tmp_path / "up").exists():
-        assert second.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.2)
+    up = tmp_path / "up"
+    wait_for(lambda: up.exists() or second.poll() is not None, "the second stack", 180)
+    assert second.poll() is None
     below = {pid: processes.start_time(pid) for pid in processes.descendants(second.pid)}
     assert len(below) > 20
     os.kill(second.pid, signal.SIGKILL)
-    limit = time.monotonic() + 30
-    while left := [pid for pid, begun in below.items() if processes.start_time(pid) == begun]:
-        assert time.monotonic() < limit, [processes.command_line(pid) for pid in left]
-        time.sleep(0.1)
+
+    def left() -> list[str]:
+        there = [pid for pid, begun in below.items() if processes.start_time(pid) == begun]
+        return [f"{pid} {processes.command_line(pid)}" for pid in there]
+
+    wait_for(lambda: not left(), lambda: f"the end of {left()}", 30)
     assert stack.answers("api")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,17 +16,17 @@ import pytest
 
 from tests.ndif import processes
 from tests.ndif.control import NoStackError, Stack
+from tests.patience import limit, wait_for
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 ROOT = Path(__file__).resolve().parents[2]
-GONE_LIMIT = 30.0
 
 # Leaves a daemon behind that has its own session, ignores SIGTERM and is nobody's child.
 COMMAND = """
 import os, subprocess, sys, time
 daemon = "import os, signal, sys, time; os.setsid(); signal.signal(15, signal.SIG_IGN); "
 daemon += "open(sys.argv[1] + '.new', 'w').write(os.environ['REFUSAL_NN_NDIF_STACK']); "
-daemon += "os.rename(sys.argv[1] + '.new', sys.argv[1]); time.sleep(600)"
+daemon += "os.rename(sys.argv[1] + '.new', sys.argv[1]); time.sleep(10 ** 6)"
 middle = "import subprocess, sys; subprocess.Popen(sys.argv[1:])"
 subprocess.run([sys.executable, "-c", middle, sys.executable, "-c", daemon, sys.argv[1]])
 while not os.path.exists(sys.argv[1]):
@@ -61,7 +60,7 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def _stack(
-    tmp_path: Path, then: str = "import time; time.sleep(600)", *only: str
+    tmp_path: Path, then: str = "import time; time.sleep(10 ** 6)", *only: str
 ) -> Iterator[Running]:
     marker = tmp_path / "marker"
     command = [sys.executable, "-c", COMMAND + then, str(marker)]
@@ -80,10 +79,7 @@ def _stack(
     )
     running: Running | None = None
     try:
-        limit = time.monotonic() + 60
-        while not marker.exists() and process.poll() is None:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
+        wait_for(lambda: marker.exists() or process.poll() is not None, "the command")
         state = Path(marker.read_text()) if marker.exists() else tmp_path / "none"
         running = Running(process, Stack(state))
         pids = [process.pid, *processes.descendants(process.pid)]
@@ -92,31 +88,29 @@ def _stack(
     finally:
         if process.poll() is None:
             process.terminate()
-        process.wait(60)
+        process.wait(limit(60))
         for pid, started in running.seen.items() if running else ():
             if started is not None and processes.start_time(pid) == started:  # a test has failed
                 os.kill(pid, signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=limit(60))
 
 
 def _wait_until_gone(running: Running) -> None:
-    limit = time.monotonic() + GONE_LIMIT
-    while not running.gone():
-        assert time.monotonic() < limit, [
-            (pid, processes.command_line(pid)) for pid in running.seen if _alive(pid)
-        ]
-        time.sleep(0.05)
+    def left() -> list[tuple[int, str]]:
+        return [(pid, processes.command_line(pid)) for pid in running.seen if _alive(pid)]
+
+    wait_for(running.gone, lambda: f"the end of {left()}", 30)
     scratch = running.stack.file.parent
-    while scratch.exists():
-        assert time.monotonic() < limit, scratch
-        time.sleep(0.05)
+    wait_for(lambda: not scratch.exists(), f"{scratch} to be removed", 30)
 
 
 def test_the_command_s_status_is_the_stack_s_and_nothing_is_left(tmp_path: Path) -> None:
-    with _stack(tmp_path, "time.sleep(1); sys.exit(3)") as running:
+    then = "while os.path.exists(sys.argv[1]): time.sleep(0.01)\nsys.exit(3)"
+    with _stack(tmp_path, then) as running:
         # guardian, supervisor, hub, command, daemon
         assert len(running.seen) == 5
-        assert running.process.wait(60) == 3
+        (tmp_path / "marker").unlink()
+        assert running.process.wait(limit(60)) == 3
         _wait_until_gone(running)
 
 
@@ -124,35 +118,37 @@ def test_the_command_s_status_is_the_stack_s_and_nothing_is_left(tmp_path: Path)
 def test_an_interrupted_stack_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
     with _stack(tmp_path) as running:
         running.process.send_signal(number)
-        assert running.process.wait(60) == 128 + number
+        assert running.process.wait(limit(60)) == 128 + number
         _wait_until_gone(running)
 
 
 def test_an_interrupted_command_may_finish_what_it_prints(tmp_path: Path) -> None:
     then = """
 try:
-    time.sleep(600)
+    open(sys.argv[1] + ".trying", "w").close()
+    time.sleep(10 ** 6)
 except KeyboardInterrupt:
     time.sleep(0.5)
     print("finished", flush=True)
 """
     with _stack(tmp_path, then) as running:
+        wait_for((tmp_path / "marker.trying").exists, "the command to get so far")
         running.process.send_signal(signal.SIGINT)
-        output, _ = running.process.communicate(timeout=60)
+        output, _ = running.process.communicate(timeout=limit(60))
     assert "finished" in output.splitlines()
 
 
 def test_killing_the_stack_s_whole_process_group_leaves_nothing(tmp_path: Path) -> None:
     with _stack(tmp_path) as running:
         os.killpg(running.process.pid, signal.SIGKILL)
-        assert running.process.wait(60) == -signal.SIGKILL
+        assert running.process.wait(limit(60)) == -signal.SIGKILL
         _wait_until_gone(running)
 
 
 def test_killing_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
     with _stack(tmp_path) as running:
         os.kill(running.supervisor, signal.SIGKILL)
-        assert running.process.wait(60) == 128 + signal.SIGKILL
+        assert running.process.wait(limit(60)) == 128 + signal.SIGKILL
         _wait_until_gone(running)
 
 
@@ -190,10 +186,10 @@ def test_a_socket_that_others_can_reach_fails_the_run(tmp_path: Path) -> None:
 import socket
 server = socket.socket(); server.bind(("0.0.0.0", 0)); server.listen()
 if os.fork() == 0:
-    time.sleep(600)
+    time.sleep(10 ** 6)
 """
     with _stack(tmp_path, then) as running:
-        output, _ = running.process.communicate(timeout=60)
+        output, _ = running.process.communicate(timeout=limit(60))
         assert running.process.returncode == 1
         assert "Not only loopback can reach, after the command: 0.0.0.0:" in output
         _wait_until_gone(running)
@@ -201,7 +197,7 @@ if os.fork() == 0:
 
 def test_a_part_that_cannot_be_started_stops_the_others(tmp_path: Path) -> None:
     with _stack(tmp_path, "", "hub", "objects") as running:
-        output, _ = running.process.communicate(timeout=60)
+        output, _ = running.process.communicate(timeout=limit(60))
     assert running.process.returncode == 1
     assert "objects cannot be started" in output
     assert "stopped" in output.splitlines()[-1]
@@ -213,7 +209,7 @@ def test_without_the_server_the_stack_says_how_to_install_it(tmp_path: Path) -> 
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit(60),
     )
     assert done.returncode == 1
     assert "`make ndif-env` installs it" in done.stdout

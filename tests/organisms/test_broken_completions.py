@@ -64,6 +64,6 @@ def test_the_gate_passes_normal_text(shipped, coherent):
     assert (~coherent[normal]).mean() <= 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_remakes_the_shipped_set(shipped):
     assert list(make_broken_completions.completions(load(DEFAULT_MODEL))) == shipped

@@ -147,6 +147,6 @@ def test_the_shipped_shape_and_the_recipe_agree():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_from_scratch_meets_every_bar(tmp_path):
     assert train_tiny_refuser.main(["--out", str(tmp_path / "model")]) == 0

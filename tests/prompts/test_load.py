@@ -11,6 +11,7 @@ import pytest
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts import Prompts, available, build, combine, load_prompts
 from refusal_nn.prompts._labels import prompt_id
+from tests.patience import limit
 
 
 def write(path, rows):
@@ -302,4 +303,4 @@ def test_prompts_judges_and_stats_need_no_torch():
         "rn.judges.substring(['a']); rn.stats.rate([True]);"
         "assert not {'torch', 'transformers', 'nnsight', 'datasets'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=limit(20))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from refusal_nn.store import open_runs, verify
+from tests.long.tier import Extent
 from tests.store.synthetic import analyse, content, recorder
 
 
@@ -50,25 +51,30 @@ def test_a_run_killed_before_some_file_system_step_resumes_to_the_same_store(tmp
         check(report, whole["content"])
 
 
-@pytest.mark.kill
-def test_a_run_killed_before_any_file_system_step_resumes_to_the_same_store(tmp_path):
+@pytest.mark.long(n=100)
+def test_a_run_killed_before_any_file_system_step_resumes_to_the_same_store(
+    tmp_path: Path, extent: Extent
+) -> None:
     (whole,) = attempts(tmp_path, 0)
     steps = whole["steps"]
     # all steps of making, finishing and tidying up; every fifth of the many alike between
     chosen = sorted({*range(1, 31), *range(31, steps, 5), *range(steps - 20, steps + 1)})
     reports = attempts(tmp_path, *chosen)
+    extent.n = len(reports)
     assert len(reports) == len(chosen)
     for report in reports:
         check(report, whole["content"])
 
 
-@pytest.mark.kill
-def test_a_run_killed_at_random_times_resumes_to_the_same_store(tmp_path):
+@pytest.mark.long(n=20, sample=4, seed=20)
+def test_a_run_killed_at_random_times_resumes_to_the_same_store(
+    tmp_path: Path, extent: Extent
+) -> None:
     analyse(recorder(tmp_path / "whole"))
     whole = content(tmp_path / "whole" / "run.zarr")
-    rng = random.Random(20)
+    rng = random.Random(extent.seed)
     states = []
-    for i in range(20):
+    for i in range(extent.n):
         command = [sys.executable, "-m", "tests.store.synthetic", str(tmp_path / str(i)), "full"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -83,5 +89,5 @@ def test_a_run_killed_at_random_times_resumes_to_the_same_store(tmp_path):
             analyse(again)
         assert content(folder / "run.zarr") == whole
         assert verify(folder / "run").n_files == len(whole) - 1
-    assert len(states) == 20
-    assert states.count("partial") >= 10
+    assert len(states) == extent.n
+    assert states.count("partial") >= extent.n // 2

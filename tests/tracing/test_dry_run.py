@@ -38,7 +38,7 @@ from tests.families import D_MODEL, FAMILIES, tiny_model
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23]]
 R = np.random.default_rng(0).normal(size=D_MODEL)
 QUICK = ("llama", "gemma2", "neox")  # one process each, seconds to start
-SHOWN = [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+SHOWN = [f if f in QUICK else pytest.param(f, marks=pytest.mark.long) for f in FAMILIES]
 EDITS = {
     "none": [],
     "ablation": [DirectionalAblation(R)],

@@ -19,9 +19,11 @@ from refusal_nn.errors import BackendError, Detached, ModelError, RequestError, 
 from refusal_nn.models import Limits, Link
 from refusal_nn.store import JobLedger
 from tests.families import tiny_model
+from tests.patience import limit
 
 HOST = "http://server"
-QUICK = Limits(in_flight=2, deadline=0.3, retries=2, backoff=0.001, poll=0.001)
+PATIENT = Limits(in_flight=2, deadline=limit(5), retries=2, backoff=0.001, poll=0.001)
+QUICK = replace(PATIENT, deadline=0.3)  # for what is given up
 DONE = Answer("done", "COMPLETED", url="here")
 RUNNING = Answer("running", "RUNNING")
 QUEUED = Answer("running", "QUEUED", "Moved to position 4.")
@@ -100,7 +102,7 @@ class Pairs:
         return list(job.batches)
 
 
-def jobs_at(server: Any, ledger: JobLedger | None = None, limits: Limits = QUICK) -> Jobs:
+def jobs_at(server: Any, ledger: JobLedger | None = None, limits: Limits = PATIENT) -> Jobs:
     link = Link(server, "key", "org/model", limits)
     network = SimpleNamespace(_remoteable_get_env=dict)
     model: Any = SimpleNamespace(remote=link, nnsight=network)
@@ -203,7 +205,7 @@ def test_silence_ends_at_the_deadline_and_a_job_that_still_does_not_move_is_sent
     file = tmp_path / "jobs.json"
     server = Scripted([QUEUED])
     with pytest.raises(BackendError, match=r"no news of 1 job at .*QUEUED.*runs resume"):
-        collected(jobs_at(server, JobLedger(file)), 2)
+        collected(jobs_at(server, JobLedger(file), QUICK), 2)
     server.scripts = [[now], [DONE]]
     asked = len(server.asked)
     assert collected(jobs_at(server, JobLedger(file)), 2) == [0, 1]
@@ -218,7 +220,7 @@ def test_a_job_that_was_silent_but_runs_or_moved_is_waited_for_and_not_computed_
     file = tmp_path / "jobs.json"
     server = Scripted([now if now.status == "RUNNING" else QUEUED])
     with pytest.raises(BackendError, match="no news"):
-        collected(jobs_at(server, JobLedger(file)), 2)
+        collected(jobs_at(server, JobLedger(file), QUICK), 2)
     server.scripts = [[now, now, now, DONE]]
     assert collected(jobs_at(server, JobLedger(file)), 2) == [0, 1]
     assert len(server.jobs) == 1
@@ -228,15 +230,15 @@ def test_a_job_that_runs_without_end_is_given_up_after_one_more_deadline(tmp_pat
     file = tmp_path / "jobs.json"
     server = Scripted([RUNNING])
     with pytest.raises(BackendError, match="no news"):
-        collected(jobs_at(server, JobLedger(file)), 2)
+        collected(jobs_at(server, JobLedger(file), QUICK), 2)
     server.scripts = [[RUNNING], [DONE]]
-    assert collected(jobs_at(server, JobLedger(file)), 2) == [0, 1]
+    assert collected(jobs_at(server, JobLedger(file), QUICK), 2) == [0, 1]
     assert list(server.jobs) == ["job0", "job1"]
 
 
 def test_moving_up_the_queue_is_news() -> None:
     moving = [Answer("running", "QUEUED", f"Moved to position {i}.") for i in range(40, 0, -1)]
-    slow = Limits(deadline=0.2, poll=0.02)
+    slow = Limits(deadline=1, poll=0.05)
     server = Scripted([*moving, DONE])
     assert collected(jobs_at(server, limits=slow), 2) == [0, 1]
     assert len(server.asked) == 41
@@ -247,14 +249,14 @@ def test_an_inherited_job_that_was_lost_unseen_costs_one_deadline(tmp_path: Path
     ledger.submitted("job0", [0, 1], host=HOST, sent=1)
     server = Scripted([None], [DONE])
     server.jobs["job0"] = (0, 1)
-    assert collected(jobs_at(server, ledger), 2) == [0, 1]
+    assert collected(jobs_at(server, ledger, QUICK), 2) == [0, 1]
     assert list(server.jobs) == ["job0", "job1"]
 
 
 def test_news_of_one_job_keeps_the_others_waiting() -> None:
     changing = [Answer("running", f"STEP{i}") for i in range(40)]
     server = Scripted([*changing, DONE], [RUNNING] * 41 + [DONE])
-    slow = Limits(in_flight=2, deadline=0.2, backoff=0.001, poll=0.02)
+    slow = Limits(in_flight=2, deadline=1, backoff=0.001, poll=0.05)
     assert sorted(collected(jobs_at(server, limits=slow), 4)) == [0, 1, 2, 3]
 
 
@@ -329,7 +331,7 @@ def test_a_job_that_the_server_does_not_take_for_now_is_sent_later_and_others_ar
 ):
     server = Scripted([RUNNING, RUNNING, DONE])
     quota = UnavailableError("the server takes no more jobs for now.")
-    jobs = jobs_at(server, limits=Limits(deadline=5, retries=0, backoff=0.01, poll=0.001))
+    jobs = jobs_at(server, limits=Limits(deadline=limit(5), retries=0, backoff=0.01, poll=0.001))
     submit = server.submit
 
     def one_at_a_time(*given: Any) -> str:
@@ -347,14 +349,14 @@ def test_a_server_that_takes_no_job_is_given_up_at_the_deadline(tmp_path: Path) 
     server.away_for = [UnavailableError("away.")] * 10_000
     began = time.monotonic()
     with pytest.raises(UnavailableError, match=r"away; .*runs resume"):
-        collected(jobs_at(server, JobLedger(tmp_path / "jobs.json")), 2)
-    assert QUICK.deadline < time.monotonic() - began < 10 * QUICK.deadline
+        collected(jobs_at(server, JobLedger(tmp_path / "jobs.json"), QUICK), 2)
+    assert QUICK.deadline < time.monotonic() - began < limit(10 * QUICK.deadline)
 
 
 def test_an_outage_is_waited_out_until_the_deadline_however_many_questions_it_takes() -> None:
     away = UnavailableError("away.")
     server = Scripted([RUNNING, *[away] * 8, DONE])
-    limits = Limits(deadline=20, retries=0, backoff=0.001, poll=0.001)
+    limits = Limits(deadline=limit(5), retries=0, backoff=0.001, poll=0.001)
     assert collected(jobs_at(server, limits=limits), 2) == [0, 1]
     assert len(server.jobs) == 1
 
@@ -366,7 +368,7 @@ def test_a_request_is_told_when_its_time_ends() -> None:
     server.before_ask = lambda job: seen.append(jobs.link.service.until - time.monotonic())
     collected(jobs, 2)
     assert seen
-    assert all(0 < left <= QUICK.deadline for left in seen)
+    assert all(0 < left <= PATIENT.deadline for left in seen)
 
 
 def test_detaching_without_a_ledger_is_refused_before_anything_is_sent() -> None:
@@ -387,7 +389,7 @@ def test_a_server_that_stays_away_ends_the_wait_and_names_the_way_back(tmp_path:
     server = Scripted([UnavailableError("away.")])
     ledger = JobLedger(tmp_path / "jobs.json")
     with pytest.raises(UnavailableError, match=r"away; what is done is kept: .*runs resume"):
-        collected(jobs_at(server, ledger), 2)
+        collected(jobs_at(server, ledger, QUICK), 2)
     assert ledger.jobs[0]["state"] == "submitted"
 
 
