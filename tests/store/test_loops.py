@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import xarray as xr
 from refusal_nn.errors import StoreError
 from refusal_nn.store import MemoryRecorder, Next, Recorder, open_runs, step_rng, verify
 from refusal_nn.store.manifest import stage_progress
+from tests.long.tier import Extent
 from tests.store.looping import ENDS, STEPS, analyse, first_state, recorder, records, step
 from tests.store.synthetic import batches, content
 
@@ -313,20 +313,8 @@ def check_kills(folder: Path, n: int) -> None:
     assert states.count("partial") >= n // 2
 
 
-def test_a_loop_killed_at_two_moments_ends_with_the_identical_run(tmp_path):
-    check_kills(tmp_path, 2)
-
-
-@pytest.mark.kill
-def test_a_loop_killed_at_twenty_moments_ends_with_the_identical_run(tmp_path):
-    check_kills(tmp_path, 20)
-
-
-def test_nothing_of_a_loop_is_left_but_its_two_stages(tmp_path):
-    rec = recorder(tmp_path)
-    loop(rec)
-    left = {p.name for p in rec.partial.iterdir()}
-    assert left >= {"grow", "grow_state"}
-    assert not [n for n in left if ".loop" in n or n.startswith(".init")]
-    attempts = json.loads((rec.partial / "attempts.json").read_text())
-    assert len(attempts) == 1
+@pytest.mark.long(n=20, sample=2)
+def test_a_loop_killed_at_random_moments_ends_with_the_identical_run(
+    tmp_path: Path, extent: Extent
+) -> None:
+    check_kills(tmp_path, extent.n)
