@@ -12,10 +12,13 @@ import xarray as xr
 from refusal_nn.attribution._exact import exact_edges, exact_nodes
 from refusal_nn.attribution._gradient import gradient_passes, points
 from refusal_nn.contrasts._align import align
+from refusal_nn.contrasts._metric import resolve_metric
 from refusal_nn.contrasts._metric import Metric
 from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import RequestError
+from refusal_nn.models._blocks import block_places
 from refusal_nn.models._graph import EdgeGraph
+from refusal_nn.runs import analysis
 from refusal_nn.runs._batches import batches_of, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
@@ -27,16 +30,20 @@ METHODS = ("atp", "eap", "eap-ig", "clean-corrupted", "exact")
 LEVELS = ("edge", "node")
 
 
+@analysis(
+    "attribute-{level}s", splits={"pairs": "train"}, section="refusal_nn.report._attribution:scores"
+)
 def attribute(
     model: Model,
     pairs: Pairs,
-    metric: Metric,
+    metric: Metric | None = None,
     *,
     method: str = "eap-ig",
     level: str = "edge",
     steps: int = 5,
     check: bool = True,
     batch_size: int | None = None,
+    seed: int = 0,
     recorder: Recorder | None = None,
 ) -> xr.Dataset:
     """How much each edge or node carries of a metric, for every pair.
@@ -49,7 +56,8 @@ def attribute(
     model : Model
     pairs : Pairs
         Clean (harmful) prompts and corrupted (harmless) counterparts of equal length.
-    metric : Metric
+    metric : Metric, optional
+        Default: the log-odds of refusal tokens that are discovered on these pairs.
     method : str
         ``exact``: every edge or node is patched and the metric measured. ``eap`` (edges) and ``atp``
         (nodes): the gradient at the clean run. ``eap-ig``: its mean over ``steps`` runs whose token
@@ -65,6 +73,8 @@ def attribute(
     batch_size : int, optional
         Rows a pass, a row being one pair at one step or one patch; default chosen from the model's
         size. The result does not depend on it beyond rounding.
+    seed : int
+        For the prompts that refusal tokens are discovered on.
     recorder : Recorder, optional
         Keeps the stages; default in memory.
 
@@ -103,7 +113,11 @@ def attribute(
     check_options(model, metric, method, level, steps)
     rows = rows_asked(model, batch_size)
     aligned = align(model, pairs)
+    block_places(
+        model
+    )  # all that can be refused without a pass is, so that nothing half-made is left
     rec = recorder if recorder is not None else MemoryRecorder()
+    metric = resolve_metric(model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed)
     graph = EdgeGraph.of(model.arch)
     template = _template(model, pairs, graph, level)
 
