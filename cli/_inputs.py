@@ -44,16 +44,43 @@ def split_of(prompts: Any, split: str) -> Any:
     return getattr(prompts, split)
 
 
-def integers(
-    text: str | None, option: str, what: str = "whole numbers such as 3,4"
-) -> list[int] | None:
+def load_prompts_of(kind: str, value: Any, split: str) -> Any:
+    """Prompts or pairs by name or file, of one split; several as a mapping, None as it is.
+
+    Parameters
+    ----------
+    kind : {"Prompts", "Pairs"}
+    value : str, tuple of str or None
+    split : str
+    """
+    from refusal_nn.prompts import check_disjoint, load_pairs, load_prompts
+
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        sets = [load_prompts_of(kind, one, split) for one in value]
+        named = {some.name: some for some in sets}
+        if len(named) < len(sets):
+            raise click.UsageError("two sets of pairs have one name; rename a file.")
+        return named
+    if kind == "Pairs":
+        return split_of(load_pairs(value), split)
+    prompts = load_prompts(value)
+    check_disjoint(prompts)
+    return split_of(prompts, split)
+
+
+def integers(text: str | None, name: str) -> list[int] | None:
     """Whole numbers from a list such as ``-3,-1``."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of {what}.", param_hint=option) from None
+        what = "positions such as -3,-1" if name == "positions" else "whole numbers such as 3,4"
+        raise click.BadParameter(
+            f"{text!r} is not a list of {what}.", param_hint=f"--{name}"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ import xarray as xr
 from refusal_nn.attribution._exact import exact_edges, exact_nodes
 from refusal_nn.attribution._gradient import gradient_passes, points
 from refusal_nn.contrasts._align import align
-from refusal_nn.contrasts._metric import resolve_metric
-from refusal_nn.contrasts._metric import Metric
+from refusal_nn.contrasts._metric import Metric, resolve_metric
 from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import RequestError
 from refusal_nn.models._blocks import block_places
@@ -31,7 +30,7 @@ LEVELS = ("edge", "node")
 
 
 @analysis(
-    "attribute-{level}s", splits={"pairs": "train"}, section="refusal_nn.report._attribution:scores"
+    "attribute-{level}s", splits={"pairs": "train"}, section="refusal_nn.report._attribution:part"
 )
 def attribute(
     model: Model,

@@ -44,7 +44,7 @@ _CARRIED = (
     "circuit-discover",
     runs={"scores": "attribute-edges"},
     splits={"pairs": "val"},
-    section="refusal_nn.report._circuits:discovered",
+    section="refusal_nn.report._circuits:part",
 )
 def discover_circuit(
     scores: xr.Dataset,
@@ -153,7 +153,7 @@ def discover_circuit(
     "circuit-evaluate",
     runs={"circuit": "circuit-discover"},
     splits={"pairs": "test"},
-    section="refusal_nn.report._circuits:evaluated",
+    section="refusal_nn.report._circuits:part",
 )
 def evaluate_circuit(
     model: Model,
@@ -215,7 +215,7 @@ def evaluate_circuit(
     "circuit-compare",
     runs={"circuits": "circuit-discover"},
     splits={"pairs": "test"},
-    section="refusal_nn.report._circuits:compared",
+    section="refusal_nn.report._circuits:part",
 )
 def compare_circuits(
     circuits: Sequence[xr.DataTree],

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from refusal_nn.prompts import Pairs
 
 
-@analysis(
-    "patch-positions", splits={"pairs": "test"}, section="refusal_nn.report._patching:positions"
-)
+@analysis("patch-positions", splits={"pairs": "test"}, section="refusal_nn.report._patching:part")
 def patch_positions(
     model: Model,
     pairs: Pairs,
@@ -99,7 +97,7 @@ def patch_positions(
     return xr.DataTree.from_dict(groups)
 
 
-@analysis("patch-heads", splits={"pairs": "all"}, section="refusal_nn.report._patching:heads")
+@analysis("patch-heads", section="refusal_nn.report._patching:part")
 def patch_heads(
     model: Model,
     pairs: Pairs,

@@ -3,7 +3,6 @@
 from refusal_nn.runs._analysis import Analysis, analysis, declared_by
 from refusal_nn.runs._batches import batches_of, prompt_labels, rows_asked, rows_per_pass
 from refusal_nn.runs._keeping import Keeping
-from refusal_nn.runs._known import function_of, targets
 from refusal_nn.runs._record import record
 from refusal_nn.runs._results import open_run, same_model
 from refusal_nn.runs._used import check_new, used
@@ -17,13 +16,11 @@ __all__ = [
     "batches_of",
     "check_new",
     "declared_by",
-    "function_of",
     "open_run",
     "prompt_labels",
     "record",
     "rows_asked",
     "rows_per_pass",
     "same_model",
-    "targets",
     "used",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refusal_nn._analyses import declare_variables
 from refusal_nn.errors import StoreError
 
 if TYPE_CHECKING:
@@ -138,12 +139,23 @@ def register(*specs: Spec) -> None:
 def lookup(name: str) -> Spec | None:
     """Declaration of `name`; ``*_low``, ``*_high`` and ``*_n`` follow from the variable they bound.
 
+    Of a name that nothing imported so far declares, the packages of all analyses are asked.
+
     Examples
     --------
     >>> from refusal_nn.store.variables import lookup
     >>> lookup("refusal_rate_low").unit
     '0 to 1'
     """
+    found = _lookup(name)
+    if found is None:
+        for _ in declare_variables():
+            if (found := _lookup(name)) is not None:
+                return found
+    return found
+
+
+def _lookup(name: str) -> Spec | None:
     if name in REGISTRY:
         return REGISTRY[name]
     for end, (phrase, kind) in _ENDS.items():

@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from refusal_nn._signature import Signature, read_signature
 from refusal_nn.errors import RequestError
 
 OURS = {
@@ -41,7 +42,23 @@ def targets() -> dict[str, str]:
     return {**OURS, **others()}
 
 
-def load(target: str) -> Callable[..., Any]:
+def declared(name: str) -> Signature:
+    """The declaration of an analysis, read from its text.
+
+    Raises
+    ------
+    RequestError
+        If there is no such analysis, or its package is broken.
+    """
+    known = targets()
+    if name not in known:
+        raise RequestError(
+            f"no installed package knows the analysis {name!r}; known are {', '.join(known)}."
+        )
+    return read_signature(known[name])
+
+
+def function_at(target: str) -> Callable[..., Any]:
     """The function at ``module:function``.
 
     Raises
@@ -58,20 +75,6 @@ def load(target: str) -> Callable[..., Any]:
             f"package {module.partition('.')[0]!r}."
         ) from error
     return found
-
-
-def function_of(name: str) -> Callable[..., Any]:
-    """The function of an analysis.
-
-    Raises
-    ------
-    RequestError
-        If there is no such analysis, or it cannot be loaded.
-    """
-    known = targets()
-    if name not in known:
-        raise RequestError(f"there is no analysis {name!r}; there are {', '.join(known)}.")
-    return load(known[name])
 
 
 def declare_variables() -> Iterator[str]:
