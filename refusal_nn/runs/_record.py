@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from refusal_nn import store
-from refusal_nn.errors import Detached, InterventionError, PromptError, RequestError, StoreError
+from refusal_nn.errors import (
+    Detached,
+    InterventionError,
+    PromptError,
+    RequestError,
+    StoreError,
+    WorkError,
+)
 from refusal_nn.runs._analysis import Analysis, declared_by
 from refusal_nn.runs._keeping import Keeping
 from refusal_nn.runs._request import Request, request_of
@@ -128,6 +135,10 @@ def _work(
         with _jobs_of(request.model, keep, name):
             result = declared.function(**arguments, **_recorder(declared, recorder))
         groups = split_used(_groups(result))
+    except WorkError:
+        if request.model is None:  # the same inputs give the same answer again
+            recorder.abandon()
+        raise
     except StoreError:
         raise  # of the folder, not of what was asked: it may go on later
     except RequestError as error:
