@@ -11,7 +11,6 @@ import pytest
 import xarray as xr
 
 import refusal_nn as rn
-from refusal_nn.directions import extract
 from refusal_nn.errors import BackendError
 from refusal_nn.models import Limits
 from refusal_nn.runs import Keeping, Run, record
@@ -30,7 +29,7 @@ def extract(stack: Stack, stores: Path, name: str, progress: Any = None) -> Run:
     model = rn.load_model("tiny-refuser", backend="ndif", host=stack.url(), limits=LIMITS)
     prompts = rn.load_prompts("tiny-bench").train[:320]
     keeping = Keeping(stores, name, progress=progress)
-    return record(extract, model, prompts, batch_size=32, keep=keeping)
+    return record(rn.directions.extract, model, prompts, batch_size=32, keep=keeping)
 
 
 @pytest.fixture(scope="module")
