@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-
 from tests.patience import limit
 
 PACKAGE = Path(__file__).parent / "package"

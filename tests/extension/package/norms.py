@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+
 from refusal_nn.report import Paragraph, Part, Section, Study, Table
 from refusal_nn.runs import analysis, batches_of, prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder, Spec, register
