@@ -83,7 +83,7 @@ class AskedMetric:
         if self.kind == "kl":
             return Metric.kl()
         if inputs:
-            same_model(inputs[0], model)
+            same_model(inputs[0].name, inputs[0].attrs, model)
             layer = int(inputs[0].attrs["layer"])
             # the input of block 0 is read before anything that could be patched
             return Metric.projection(inputs[0].tree.to_dataset()["direction"].values, layer)

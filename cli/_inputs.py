@@ -104,13 +104,13 @@ def model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Model:
     from refusal_nn.models import load_model
     from refusal_nn.runs import same_model
 
-    attrs = run.tree.attrs
+    attrs = run.attrs
     if name is None:
         _check_findable(run.name, attrs["model"])
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
     model = load_model(name or attrs["model"], **loading)
-    same_model(run, model)
+    same_model(run.name, run.attrs, model)
     return model
 
 

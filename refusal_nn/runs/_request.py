@@ -112,7 +112,7 @@ def request_of(
         request.interventions = to_json(list(declared.interventions(request.arguments)))
     if request.model is not None:
         for result in request.inputs:
-            same_model(result, request.model)
+            same_model(result.name, result.attrs, request.model)
     for name, role in declared.new.items():
         for result in request.inputs:
             check_new(arguments[name], result.table(), role=role)

@@ -129,8 +129,16 @@ def check_analysis(name: str, found: Any, wanted: str | Sequence[str]) -> None:
         )
 
 
-def same_model(result: Result | Run, model: Model) -> None:
-    """Refuse to go on from a run that another model made.
+def same_model(name: str, attrs: Mapping[str, Any], model: Model) -> None:
+    """Refuse to go on from a result that another model made.
+
+    Parameters
+    ----------
+    name : str
+        What the result is called in the message.
+    attrs : mapping
+        Its root attrs.
+    model : Model
 
     Raises
     ------
@@ -138,10 +146,10 @@ def same_model(result: Result | Run, model: Model) -> None:
         If name, weights, tokenizer or template differ. Device, dtype and backend may.
     """
     mine = model.identity()
-    differing = [key for key in SAME_MODEL if result.attrs.get(key) != mine[key]]
+    differing = [key for key in SAME_MODEL if attrs.get(key) != mine[key]]
     if differing:
         raise RequestError(
-            f"run {result.name!r} was made with model {result.attrs.get('model')!r}, which differs "
+            f"run {name!r} was made with model {attrs.get('model')!r}, which differs "
             f"from {model.name!r} in {', '.join(differing)}; pass the same --model and "
             "--chat-template."
         )

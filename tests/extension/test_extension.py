@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+
 from tests.patience import limit
 
 PACKAGE = Path(__file__).parent / "package"
