@@ -12,6 +12,7 @@ import xarray as xr
 
 from refusal_nn import store
 from refusal_nn.errors import (
+    BackendError,
     Detached,
     InterventionError,
     PromptError,
@@ -95,7 +96,8 @@ def record(
             "inputs": [entry["hash"] for entry in inputs],
         }
     )
-    name = keep.name or store.default_name(request.name, request.model_name, fingerprint)
+    noun, _, verb = request.name.partition("-")
+    name = keep.name or store.default_name(noun, verb, request.model_name, fingerprint)
     path = Path(keep.stores) / f"{name}.zarr"
     if keep.resume and not path.exists() and not path.with_name(f"{name}.zarr.partial").exists():
         raise RequestError(
@@ -135,8 +137,8 @@ def _work(
         with _jobs_of(request.model, keep, name):
             result = declared.function(**arguments, **_recorder(declared, recorder))
         groups = split_used(_groups(result))
-    except WorkError:
-        if request.model is None:  # the same inputs give the same answer again
+    except WorkError as error:
+        if not isinstance(error, BackendError):  # a server may answer another time
             recorder.abandon()
         raise
     except StoreError:
