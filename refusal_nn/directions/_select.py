@@ -31,10 +31,16 @@ from refusal_nn.directions._thresholds import (
     checked_thresholds,
     first_late_layer,
 )
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import RequestError, WorkError
+from refusal_nn.runs._used import used
 
 FILTERS = ("nan", "layer", "kl", "induce")
 """Criteria of the rule, in the order they are reported."""
+
+_CARRIED = (
+    *("model", "revision", "weights_hash", "tokenizer_hash", "template_hash"),
+    *("dtype", "device", "backend", "prompts", "prompts_hash", "refusal_tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Selection:
         Layers of the model, as the rule took them.
     thresholds : dict
         ``kl_max``, ``induce_min``, ``layer_fraction``.
+    used : xarray.Dataset
+        The prompts that the scores were made from, where the table says: later ones must be new.
     """
 
     layer: int | None
@@ -76,6 +84,7 @@ class Selection:
     n_layers: int
     thresholds: dict[str, float]
     table: xr.Dataset = field(repr=False)
+    used: xr.Dataset = field(repr=False)
 
     @property
     def found(self) -> bool:
@@ -111,8 +120,11 @@ class Selection:
         Returns
         -------
         xarray.Dataset
-            With ``direction`` over ``d_model`` if there is one; attrs ``selected_layer``,
-            ``selected_position`` (None without a selection), ``reasons`` and the thresholds.
+            With ``direction`` over ``d_model`` if there is one, and ``used_text`` and
+            ``used_family`` where the table says which prompts it was made from; attrs ``layer``,
+            ``position``, ``bypass``, ``induce`` and ``kl`` of the selected candidate (None without
+            one), ``reason``, ``n_layers``, the thresholds, and what the table says of its model,
+            prompts and refusal tokens.
         """
         grid = self.admissible["admissible"]
         selected = xr.zeros_like(grid)
@@ -124,13 +136,35 @@ class Selection:
         out = self.table.assign(admissible=grid, selected=selected, near_tie=near)
         if self.direction is not None:
             out["direction"] = self.direction.drop_vars(TABLE, errors="ignore")
+        if self.used.sizes["used_prompt"]:
+            out = out.assign(self.used.data_vars)
+        # read back from a run, the table also carries that run's own provenance
+        out.attrs = {k: v for k, v in self.table.attrs.items() if k in _CARRIED}
         return out.assign_attrs(
+            analysis="direction-select",
+            **{k: getattr(self, k) for k in ("layer", "position", *SCORES)},
+            reason=self.why,
             n_layers=self.n_layers,
-            selected_layer=self.layer,
-            selected_position=self.position,
-            reasons=list(self.reasons),
             **self.thresholds,
         )
+
+    def to_result(self) -> xr.Dataset:
+        """:meth:`to_dataset`, which is what a run keeps.
+
+        Raises
+        ------
+        WorkError
+            If no candidate is admissible, or the table carries no directions: there is nothing to go
+            on with.
+        """
+        if not self.found:
+            raise WorkError(self.why)
+        if self.direction is None:
+            raise WorkError(
+                "the score table holds no variable 'direction', so there is none to keep; give the "
+                "result of direction score."
+            )
+        return self.to_dataset()
 
 
 def admissible(
@@ -252,6 +286,7 @@ def select(
         "n_layers": n_layers,
         "thresholds": thresholds,
         "table": table,
+        "used": used([scores]),
     }
     order = _ranking(table, passed["admissible"].values)
     if not order:
