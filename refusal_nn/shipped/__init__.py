@@ -3,3 +3,5 @@
 Modules here import torch, numpy, nnsight and one another only, hold top-level functions, and work on
 plain data: they are sent by value and run where this package is not installed.
 """
+
+__all__: list[str] = []
