@@ -8,6 +8,7 @@ import click
 
 from refusal_nn.cli._analysis import PAIRS, analysis_command
 from refusal_nn.cli._output import notice_run, print_json, print_table
+from refusal_nn.models.sites import STREAM_SITES
 
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
@@ -31,7 +32,6 @@ WHERE: dict[str, dict[str, Any]] = {
         "help": "Length of the completions of patched runs; 0: none.",
     },
 }
-SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 top_option = click.option(
     "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show."
 )
@@ -77,7 +77,7 @@ command.add_command(
         options={
             "sites": {
                 "flag": "--site",
-                "type": click.Choice(SITES),
+                "type": click.Choice(STREAM_SITES),
                 "help": "Where to patch; repeatable.",
             },
             "interchange": {

@@ -11,7 +11,8 @@ from refusal_nn.directions._evaluate import conditions, evaluate, evaluate_selec
 from refusal_nn.directions._extract import extract
 from refusal_nn.directions._score import score
 from refusal_nn.directions._screen import refusal_scores
-from refusal_nn.directions._select import Selection, admissible, select
+from refusal_nn.directions._select import admissible, select
+from refusal_nn.directions._selection import Selection
 from refusal_nn.runs._used import check_new, used
 
 __all__ = [

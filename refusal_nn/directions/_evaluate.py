@@ -10,7 +10,7 @@ import xarray as xr
 
 from refusal_nn.directions._controls import random_directions
 from refusal_nn.directions._score_table import as_dataset
-from refusal_nn.directions._select import Selection
+from refusal_nn.directions._selection import Selection
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
 from refusal_nn.responses import evaluate as evaluate_conditions

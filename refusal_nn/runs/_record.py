@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xarray as xr
 
 from refusal_nn import store
 from refusal_nn.errors import (
     BackendError,
-    Detached,
     InterventionError,
     PromptError,
     RequestError,
@@ -24,9 +23,6 @@ from refusal_nn.runs._analysis import Analysis, declared_by
 from refusal_nn.runs._keeping import Keeping
 from refusal_nn.runs._request import Request, request_of
 from refusal_nn.runs._used import split_used
-
-if TYPE_CHECKING:
-    from refusal_nn.models import Model
 
 
 def record(
@@ -76,10 +72,8 @@ def record(
     """
     declared = declared_by(function)
     request = request_of(declared, declared.bind(args, kwargs), keep.stores, made_from)
-    if request.model is not None and request.model.remote is not None:
-        from refusal_nn.backends.ndif._queue import learn_dtype
-
-        learn_dtype(request.model)
+    if request.model is not None:
+        request.model.backend.learn_dtype(request.model)
     inputs = [{"run": result.name, "hash": result.hash} for result in request.inputs]
     facts = {
         **request.identity(),
@@ -134,7 +128,9 @@ def _work(
     begun = store.read_attrs(recorder.partial).get("speed", {})
     arguments = {**request.arguments, **{k: v for k, v in begun.items() if k in request.speed}}
     try:
-        with _jobs_of(request.model, keep, name):
+        status = getattr(keep.progress, "status", None)
+        model = request.model
+        with nullcontext() if model is None else model.backend.reporting(status, name):
             result = declared.function(**arguments, **_recorder(declared, recorder))
         groups = split_used(_groups(result))
     except WorkError as error:
@@ -178,20 +174,3 @@ def _groups(result: Any) -> dict[str, xr.Dataset]:
             foreign = [name for name in group.coords if not set(group[name].dims) <= dims]
             groups[node.path.strip("/")] = group.drop_vars(foreign)
     return groups
-
-
-@contextmanager
-def _jobs_of(model: Model | None, keep: Keeping, name: str) -> Iterator[None]:
-    """Jobs on a server are reported; where they are left alone, the message says for which run."""
-    link = None if model is None else model.remote
-    if link is None:
-        yield
-        return
-    before = link.notify
-    link.notify = getattr(keep.progress, "status", None)
-    try:
-        yield
-    except Detached as left:
-        raise Detached(left.host, left.jobs, name) from None
-    finally:
-        link.notify = before
