@@ -31,7 +31,8 @@ class Steps:
 
     Given to a recorder's ``loop`` as its ``body``. Between the steps of a job the state stays where
     the model is; after the last it comes back and is kept. What a step computes depends on its number
-    and the state alone, so the numbers are those of one job a step.
+    and the state alone, so the numbers are those of one job a step. Such a loop does all its steps:
+    nothing of them is known here in time to end it.
 
     Parameters
     ----------
