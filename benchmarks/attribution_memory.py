@@ -31,7 +31,7 @@ from refusal_nn.prompts import Pairs
 from refusal_nn.runs import Keeping
 
 TOKENS = 16
-PAIRS = {"deep": (64, 640), "half-deep": (80, 240)}
+PAIRS = {"deep": (64, 640), "half-deep": (80, 160)}
 ROWS = {"deep": None, "half-deep": 8}
 """Rows a pass; the default of a small model would take all pairs in one."""
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and return the result."""
     parser = argparse.ArgumentParser(description="Memory of attribution by number of pairs.")
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-    parser.add_argument("--quick", action="store_true", help="12 layers, 80 and 240 pairs")
+    parser.add_argument("--quick", action="store_true", help="12 layers, 80 and 160 pairs")
     parser.add_argument("--one", type=int, metavar="PAIRS", help="measure this many, here")
     args = parser.parse_args(argv)
     size = "half-deep" if args.quick else "deep"
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     few, many = each
     found = {
         "benchmark": "attribution_memory",
+        "pairs": list(PAIRS[size]),
         "ratio": round(many["peak_extra_mb"] / few["peak_extra_mb"], 4),
         "peak_extra_mb": {entry["pairs"]: entry["peak_extra_mb"] for entry in each},
         "dense_mb": {entry["pairs"]: entry["dense_mb"] for entry in each},
