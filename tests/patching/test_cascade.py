@@ -13,9 +13,8 @@ from refusal_nn.contrasts._align import align
 from refusal_nn.patching._baseline import Baseline
 from refusal_nn.patching._cascade import _effects, cascade, direct_attribution
 from refusal_nn.store import MemoryRecorder
-from tests.families import D_HEAD, N_HEADS, N_LAYERS, plain_module, tiny_model
+from refusal_nn.testing import D_HEAD, N_HEADS, N_LAYERS, hooks, plain_module, tiny_model
 from tests.patching.conftest import made_pairs
-from tests.tracing import _hooks
 
 FAMILIES = ("llama", "gpt2", "neox", "gemma2")
 HEADS = [(0, 1), (1, 0), (1, 3), (2, 2)]
@@ -24,7 +23,7 @@ METRIC = Metric.refusal_log_odds(TOKENS)
 
 
 def log_odds(module: torch.nn.Module, family: str, row, changes=()) -> float:
-    found = _hooks.everything(module, family, _hooks.pad_rows([row]), changes)
+    found = hooks.everything(module, family, hooks.pad_rows([row]), changes)
     p = found["logits", -1][0, -1].double().softmax(-1)[list(TOKENS)].sum()
     return float(torch.log(p + 1e-8) - torch.log(1 - p + 1e-8))
 
@@ -66,7 +65,7 @@ def put(family: str, head: tuple[int, int], z: dict, where: list[int] | None):
             x[:, p, part] = z["z", layer].flatten(-2)[:, p, part]
         return x
 
-    return (*_hooks.place(family, layer, "z"), change)
+    return (*hooks.place(family, layer, "z"), change)
 
 
 @pytest.mark.parametrize("where", [None, [-2, -1]])
@@ -79,7 +78,7 @@ def test_what_falls_equals_hooks(family, where):
     for k, rows in enumerate(
         zip(base.aligned.clean_rows, base.aligned.corrupted_rows, strict=True)
     ):
-        runs = [_hooks.everything(module, family, _hooks.pad_rows([row])) for row in rows]
+        runs = [hooks.everything(module, family, hooks.pad_rows([row])) for row in rows]
         before = [log_odds(module, family, row) for row in rows]
 
         def moved(head, into_clean, into_corrupted, rows=rows, before=before):
@@ -98,8 +97,8 @@ def test_what_falls_equals_hooks(family, where):
             for i, src in enumerate(HEADS[:3]):
                 if dst[0] > src[0]:
                     exchanged = [put(family, src, runs[1], where)]
-                    inputs = _hooks.pad_rows([rows[0]])
-                    after = _hooks.everything(module, family, inputs, exchanged)
+                    inputs = hooks.pad_rows([rows[0]])
+                    after = hooks.everything(module, family, inputs, exchanged)
                     kept = log_odds(module, family, rows[1], [put(family, dst, after, where)])
                     gone[i, k, j] = whole[k, j] - (
                         log_odds(module, family, rows[0], [put(family, dst, after, where)])
@@ -133,7 +132,7 @@ def test_a_head_that_does_nothing_has_no_share_to_lose():
 
 def _writes(family: str, module: torch.nn.Module, z: torch.Tensor, layer: int) -> torch.Tensor:
     """What attention writes to the residual stream, from z of the last token, by hand."""
-    layout = _hooks.LAYOUTS[family]
+    layout = hooks.LAYOUTS[family]
     block = f"{layout.blocks}.{layer}"
     written = module.get_submodule(f"{block}.{layout.out}")(z)
     if layout.attn_write != layout.out:
@@ -149,12 +148,12 @@ def test_direct_attribution_equals_a_hand_made_gradient(family):
     model, module, base = tiny_model(family), plain_module(family), baseline(family)
     found = direct_attribution(model, base, METRIC, rows=8, recorder=MemoryRecorder())
     assert found.shape == (4, N_LAYERS, N_HEADS)
-    sandwich = _hooks.LAYOUTS[family].attn_write != _hooks.LAYOUTS[family].out
-    final_norm = module.get_submodule(_hooks.LAYOUTS[family].final_norm)
+    sandwich = hooks.LAYOUTS[family].attn_write != hooks.LAYOUTS[family].out
+    final_norm = module.get_submodule(hooks.LAYOUTS[family].final_norm)
     head = module.get_output_embeddings()
     for k in range(4):
         runs = [
-            _hooks.everything(module, family, _hooks.pad_rows([rows[k]]))
+            hooks.everything(module, family, hooks.pad_rows([rows[k]]))
             for rows in (base.aligned.clean_rows, base.aligned.corrupted_rows)
         ]
         final = runs[0]["resid_post", N_LAYERS - 1][:, -1].clone().requires_grad_(True)

@@ -13,7 +13,7 @@ from refusal_nn.patching import Swap, align, generate, heads, positions
 from refusal_nn.patching._recovery import effects, mean_recovery, recovery
 from refusal_nn.prompts import Pairs
 from refusal_nn.store import MemoryRecorder, annotate
-from tests.families import tiny_model
+from refusal_nn.testing import tiny_model
 from tests.patching.conftest import made_pairs, planted
 
 METRIC = Metric.projection(np.arange(1.0, 33.0))

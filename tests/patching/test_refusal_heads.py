@@ -12,9 +12,8 @@ from refusal_nn.models.organisms.planted import ECHOES, LEAK, PLANTED_CIRCUIT, P
 from refusal_nn.patching import generate, of_heads, refusal_heads
 from refusal_nn.patching._kept import heads_of
 from refusal_nn.prompts import Pairs
-from tests.circuits.planted import NAMES
-from tests.circuits.planted import planted as shaped
-from tests.families import tiny_model
+from refusal_nn.testing import PLANTED, tiny_model
+from refusal_nn.testing import planted as shaped
 from tests.patching.conftest import made_pairs, planted
 
 PLANTED_HEADS = [node for node in PLANTED_NODES if node.startswith("a")]
@@ -73,7 +72,7 @@ ROLES = {
 that feeds another head."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PLANTED)
 def test_exactly_the_planted_heads_are_found_in_every_shape_with_their_roles(name):
     known = shaped(name)
     writers = {src for src, _ in known.truth.edges() if src.startswith("a")}
