@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, Metric
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import Exchange, Swap, checked_interchange
@@ -32,6 +33,7 @@ UNPATCHED = ("harmful", "harmless")
 """Conditions that are always there: the prompts of the pair on their own."""
 
 
+@renamed_arguments(direction="interchange")
 def generate(
     model: Model,
     pairs: Pairs,

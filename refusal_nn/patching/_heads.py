@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
+from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, resolve_metric
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import INTERCHANGES, checked_interchange
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _DIMS = ("interchange", "prompt", "layer", "head")
 
 
+@renamed_arguments(directions="interchange")
 def heads(
     model: Model,
     pairs: Pairs,

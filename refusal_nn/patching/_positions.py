@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, resolve_metric
 from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models.sites import WRITES
@@ -30,6 +31,7 @@ LAYERS_PER_BATCH = 8
 _DIMS = ("prompt", "site", "layer", "position")
 
 
+@renamed_arguments(direction="interchange")
 def positions(
     model: Model,
     pairs: Pairs,

@@ -198,6 +198,27 @@ def test_what_is_not_there_is_named(options, error, message):
         positions(tiny_model("llama"), told_apart(), **{"metric": METRIC, **options})
 
 
+@pytest.mark.parametrize(
+    ("call", "old"),
+    [
+        (lambda **given: positions(tiny_model("llama"), told_apart(), **given), "direction"),
+        (lambda **given: heads(tiny_model("llama"), told_apart(), **given), "directions"),
+        (
+            lambda **given: generate(
+                tiny_model("llama"), made_pairs(), {"one": [Swap("z", 0)]}, **given
+            ),
+            "direction",
+        ),
+    ],
+)
+def test_the_old_word_for_interchange_is_taken_with_a_warning(call, old):
+    with (
+        pytest.warns(DeprecationWarning, match="is now interchange"),
+        pytest.raises(RequestError, match="interchange 'up' is not one of sufficiency, necessity"),
+    ):
+        call(**{old: ["up"] if old == "directions" else "up"})
+
+
 def test_heads_need_a_direction_once():
     with pytest.raises(RequestError, match="each once"):
         heads(tiny_model("llama"), told_apart(), interchange=["necessity"] * 2, metric=METRIC)
