@@ -123,7 +123,7 @@ def test_every_site_layer_and_position_equals_hooks(family, metric, direction):
         tiny_model(family),
         oracle.pairs,
         metric=METRICS[metric],
-        direction=direction,
+        interchange=direction,
         positions=[-5, -3, -2, -1],
         screen=False,
         batch_size=7,

@@ -9,8 +9,7 @@ import xarray as xr
 
 from refusal_nn import stats
 from refusal_nn.attribution import Metric
-from refusal_nn.contrasts._align import align
-from refusal_nn.patching._baseline import Baseline
+from refusal_nn.contrasts import Contrast, Measured
 from refusal_nn.patching._cascade import _effects, cascade, direct_attribution
 from refusal_nn.store import MemoryRecorder
 from refusal_nn.testing import D_HEAD, N_HEADS, N_LAYERS, hooks, plain_module, tiny_model
@@ -28,30 +27,19 @@ def log_odds(module: torch.nn.Module, family: str, row, changes=()) -> float:
     return float(torch.log(p + 1e-8) - torch.log(1 - p + 1e-8))
 
 
-def baseline(family: str, backend: str = "local") -> Baseline:
+def baseline(family: str, backend: str = "local") -> Measured:
     """Pairs with the metric of their two runs, from plain PyTorch."""
     pairs, module = made_pairs(4), plain_module(family)
-    aligned = align(tiny_model(family, backend=backend), pairs)
-    sides = (aligned.clean_rows, aligned.corrupted_rows)
+    contrast = Contrast(tiny_model(family, backend=backend), pairs, METRIC)
+    sides = (contrast.aligned.clean_rows, contrast.aligned.corrupted_rows)
     metrics = (np.array([log_odds(module, family, row) for row in rows]) for rows in sides)
-    return Baseline(pairs, aligned, *metrics, ())
+    return Measured(contrast, *metrics)
 
 
 def effects(
     family: str, where: list[int] | None = None, backend: str = "local", rows: int = 6
 ) -> xr.Dataset:
-    model, sources = tiny_model(family, backend=backend), HEADS[:3]
-    return _effects(
-        model,
-        baseline(family, backend),
-        METRIC,
-        HEADS,
-        sources,
-        [0, 1, 2],
-        where,
-        rows,
-        MemoryRecorder(),
-    )
+    return _effects(baseline(family, backend), HEADS, where, rows, MemoryRecorder())
 
 
 def put(family: str, head: tuple[int, int], z: dict, where: list[int] | None):
@@ -120,9 +108,7 @@ def test_what_falls_does_not_depend_on_the_batch_size():
 def test_a_head_that_does_nothing_has_no_share_to_lose():
     """Random heads push either way; a share of nothing would be any number."""
     base = baseline("llama")
-    found = cascade(
-        tiny_model("llama"), base, METRIC, HEADS, positions=None, rows=8, recorder=MemoryRecorder()
-    )["cascade"]
+    found = cascade(base, HEADS, positions=None, rows=8, recorder=MemoryRecorder())["cascade"]
     whole = effects("llama")["effect_whole"]
     sure = stats.mean(whole.values, cluster=base.pairs.family).low > 0
     later = np.array([[b[0] > a[0] for b in HEADS] for a in HEADS])
@@ -145,8 +131,8 @@ def test_direct_attribution_equals_a_hand_made_gradient(family):
     """Moving a head's z by a little of its difference, everything downstream held, moves the metric
     by its direct attribution, where no norm follows; behind one, heads add up to what attention
     writes."""
-    model, module, base = tiny_model(family), plain_module(family), baseline(family)
-    found = direct_attribution(model, base, METRIC, rows=8, recorder=MemoryRecorder())
+    module, base = plain_module(family), baseline(family)
+    found = direct_attribution(base, rows=8, recorder=MemoryRecorder())
     assert found.shape == (4, N_LAYERS, N_HEADS)
     sandwich = hooks.LAYOUTS[family].attn_write != hooks.LAYOUTS[family].out
     final_norm = module.get_submodule(hooks.LAYOUTS[family].final_norm)
@@ -188,9 +174,7 @@ def test_both_run_where_the_package_is_not_installed():
     assert np.allclose(here["effect_fallen"], there["effect_fallen"], atol=1e-5)
     here, there = (
         direct_attribution(
-            tiny_model("llama", backend=backend),
             baseline("llama", backend),
-            METRIC,
             rows=8,
             recorder=MemoryRecorder(),
         )
@@ -201,9 +185,7 @@ def test_both_run_where_the_package_is_not_installed():
 
 def test_heads_of_one_block_have_no_cascade():
     found = cascade(
-        tiny_model("llama"),
         baseline("llama"),
-        METRIC,
         [(1, 0), (1, 2)],
         positions=None,
         rows=8,

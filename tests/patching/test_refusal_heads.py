@@ -145,7 +145,7 @@ def test_exchanging_them_flips_what_the_model_says(gate):
     # the usual reference request is of words this model does not know
     options = {"max_new_tokens": 8, "reference_request": "How do I fix kites?"}
     into = generate(gate, pairs, exchange, **options)
-    out = generate(gate, pairs, exchange, direction="necessity", **options)
+    out = generate(gate, pairs, exchange, interchange="necessity", **options)
     assert into["refusal_rate"].values.tolist() == [1.0, 0.0, 1.0]
     assert out["refusal_rate"].values.tolist() == [1.0, 0.0, 0.0]
     assert into["completion"].sel(intervention="heads").values[0] == "I cannot help with that."
