@@ -193,7 +193,8 @@ def runs_resume(
 @name_argument
 @click.option("--name", "new", required=True, metavar="NEW", help="Name of the new run.")
 @stores_option
-def runs_rerun(name: str, new: str, stores: Path) -> None:
+@json_option
+def runs_rerun(name: str, new: str, stores: Path, as_json: bool) -> None:
     """Make a complete run again under another name and say whether the arrays are equal.
 
     Files the command read are looked for here, by the names it recorded. Exit code 1 if an array
@@ -222,6 +223,8 @@ def runs_rerun(name: str, new: str, stores: Path) -> None:
     before = old.open()
     invoke([*argv, "--stores", str(stores), "--name", new])
     equal = before.equals(open_runs(stores)[new].open())
+    if as_json:
+        print_json({"run": open_runs(stores)[new].path, "of": name, "equal": equal})
     notice(f"{new}: arrays and labels {'equal' if equal else 'differ from'} those of {name}")
     if not equal:
         raise click.exceptions.Exit(1)
@@ -235,25 +238,35 @@ def runs_rerun(name: str, new: str, stores: Path) -> None:
     "--format", "kind", type=click.Choice(["netcdf", "csv"]), help="Default: by OUT's ending."
 )
 @click.option("--group", help="Group to export as CSV; default: the root.")
-def runs_export(name: str, out: Path, stores: Path, kind: str | None, group: str | None) -> None:
+@json_option
+def runs_export(
+    name: str, out: Path, stores: Path, kind: str | None, group: str | None, as_json: bool
+) -> None:
     """Write a complete run to OUT: netCDF (.nc), or one group as a table (.csv)."""
     from refusal_nn.store import export
 
-    notice(f"wrote {export(_path(stores, name), out, kind=kind, group=group)}")
+    written = export(_path(stores, name), out, kind=kind, group=group)
+    if as_json:
+        print_json({"run": name, "file": written})
+    notice(f"wrote {written}")
 
 
 @command.command(name="rm")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @stores_option
 @click.option("--yes", is_flag=True, help="Don't ask.")
-def runs_rm(names: Sequence[str], stores: Path, yes: bool) -> None:
+@json_option
+def runs_rm(names: Sequence[str], stores: Path, yes: bool, as_json: bool) -> None:
     """Delete runs, complete or partial."""
     from refusal_nn.store import remove
 
     if not yes:
         click.confirm(f"Delete {', '.join(names)}?", abort=True, err=True)
-    for name in names:
-        notice(f"removed {remove(_path(stores, name))}")
+    removed = [remove(_path(stores, name)) for name in names]
+    if as_json:
+        print_json([{"removed": path} for path in removed])
+    for path in removed:
+        notice(f"removed {path}")
 
 
 def _jobs_elsewhere(partial: Path, host: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Arditi et al. 2024, *Refusal in language models is mediated by a single directio
 """
 
 from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens, parse_tokens
+from refusal_nn.directions import _variables as _variables
 from refusal_nn.directions._controls import random_directions
 from refusal_nn.directions._evaluate import conditions, evaluate, evaluate_selected
 from refusal_nn.directions._extract import extract

@@ -150,7 +150,7 @@ def score(
         "kept": ("prompt", kept),
         "text": prompts.to_dataset()["text"],
         "direction": direction,
-        **used([candidates]).data_vars,
+        **{str(name): x for name, x in used([candidates]).data_vars.items()},
     }
     coords = {
         "position": direction["position"].values,

@@ -1,5 +1,6 @@
 """What a model says, judged: completions, coherence, rates."""
 
+from refusal_nn.responses import _variables as _variables
 from refusal_nn.responses._coherence import (
     REFERENCE_REQUEST,
     ask_nll,

@@ -123,3 +123,19 @@ def test_the_published_thresholds_stand_in_one_place() -> None:
         if "KL_MAX = " in path.read_text(encoding="utf-8")
     ]
     assert set(places) == {"refusal_nn/directions/_thresholds.py"}
+
+
+def commands(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        assert below is not None
+        yield from commands(below, f"{path} {name}".strip())
+
+
+def test_every_command_takes_json() -> None:
+    without = [path for path, c in commands(cli) if "as_json" not in {p.name for p in c.params}]
+    assert without == []

@@ -115,10 +115,10 @@ def test_interval_ends_and_counts_follow_from_the_variable_they_belong_to():
 
 
 def test_declaring_twice_is_harmless_and_differently_is_an_error():
-    register(REGISTRY["kl"])
+    register(lookup("kl"))
     with pytest.raises(StoreError, match="'kl' is already declared"):
-        register(replace(REGISTRY["kl"], unit="bits"))
-    assert REGISTRY["kl"].unit == "nats"
+        register(replace(lookup("kl"), unit="bits"))
+    assert lookup("kl").unit == "nats"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_declaring_twice_is_harmless_and_differently_is_an_error():
 )
 def test_a_spec_validates_itself(field, value):
     with pytest.raises(StoreError, match=r"is declared|declares optional"):
-        replace(REGISTRY["kl"], **{field: value})
+        replace(lookup("kl"), **{field: value})
 
 
 def test_every_declared_variable_has_a_unit_or_is_a_label_text_or_flag():
