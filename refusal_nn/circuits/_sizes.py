@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -222,9 +222,7 @@ class _Search:
     def table(self) -> xr.Dataset:
         """What was tried, by size."""
         sizes = sorted(self.metric)
-        labels: dict[str, Any] = {
-            str(k): v for k, v in self.bench.pairs.to_dataset().coords.items()
-        }
+        labels = self.bench.labels()
         return xr.Dataset(
             {
                 "edges_kept": ("circuit", [int(self.kept[n].sum()) for n in sizes]),
