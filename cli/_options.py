@@ -268,7 +268,7 @@ def take_loading(values: dict[str, Any]) -> dict[str, Any]:
     loading = {name: values.pop(name) for name in LOADING}
     deadline = values.pop("deadline")
     if deadline is not None:
-        from refusal_nn.models import Limits
+        from refusal_nn.backends import Limits
 
         loading["limits"] = Limits(deadline=deadline)
     return loading

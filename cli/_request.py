@@ -34,7 +34,7 @@ def request() -> dict[str, Any]:
     context = click.get_current_context()
     found = {"argv": list(context.meta[ARGV]), "cwd": str(Path.cwd())}
     if context.params.get("backend") == "ndif":
-        from refusal_nn.models import Service
+        from refusal_nn.backends import Service
 
         found["host"] = Service.connect(context.params.get("host")).host
     return found

@@ -47,7 +47,7 @@ def models_show(model: str, as_json: bool, **loading: Any) -> None:
     chat, arch = loaded.chat, loaded.arch
     document = {
         **loaded.identity(),
-        **(loaded.remote.describe() if loaded.remote is not None else {}),
+        **loaded.backend.describe(),
         "family": arch.family,
         "n_layers": arch.n_layers,
         "n_heads": arch.n_heads,

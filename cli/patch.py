@@ -27,11 +27,11 @@ from refusal_nn.cli._options import (
     take_loading,
 )
 from refusal_nn.cli._output import notice_run, print_json, print_table
+from refusal_nn.models.sites import STREAM_SITES
 
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
 
-SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 
 new_tokens_option = click.option(
     "--max-new-tokens",
@@ -56,7 +56,7 @@ def command() -> None:
 @click.option(
     "--site",
     "sites",
-    type=click.Choice(SITES),
+    type=click.Choice(STREAM_SITES),
     multiple=True,
     default=("resid_pre", "attn_out", "mlp_out"),
     show_default=True,

@@ -28,7 +28,7 @@ def remote_status(host: str | None, as_json: bool) -> None:
 
     A difference in nnsight, torch or transformers may change or break results.
     """
-    from refusal_nn.models import Service, compare_versions, deployed
+    from refusal_nn.backends import Service, compare_versions, deployed
 
     service = Service.connect(host)
     deployments = deployed(service.status())
@@ -126,7 +126,7 @@ class _Host:
         return "done: ready to collect" if answer.state == "done" else str(answer.status).lower()
 
     def _ask(self, job: str) -> Any:
-        from refusal_nn.models import Service
+        from refusal_nn.backends import Service
 
         if self.service is None:
             self.service = Service.connect(self.host, deadline=ANSWER_SECONDS)

@@ -162,7 +162,7 @@ def runs_resume(
         )
     argv = _without(request["argv"], values=(), flags=("--detach",))
     if "host" in request:
-        from refusal_nn.models import Service
+        from refusal_nn.backends import Service
 
         if host is not None:
             request["host"] = Service.connect(host).host

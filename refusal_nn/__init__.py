@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     import refusal_nn.attribution as attribution
+    import refusal_nn.backends as backends
     import refusal_nn.circuits as circuits
     import refusal_nn.directions as directions
     import refusal_nn.errors as errors
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "attribution",
+    "backends",
     "circuits",
     "directions",
     "errors",
@@ -94,6 +96,7 @@ __all__ = [
     "ZeroAblation",
     "__version__",
     "attribution",
+    "backends",
     "circuits",
     "directions",
     "errors",

@@ -20,26 +20,28 @@ ROOT = Path(refusal_nn.__file__).parents[1]
 # Lowest first. A module may import its own entry and those below; modules of one row do not import
 # each other. `organisms` are the scripts that make the embedded models: nothing rests on them.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "_renamed"),
+    ("evaluation", "recorded"),  # old names
     ("store",),
     ("models",),
-    ("tracing", "interventions"),
-    ("prompts", "judges"),
+    ("prompts",),
+    ("judges",),
     ("stats",),
-    ("_batches",),
-    ("recorded",),
-    ("directions", "evaluation"),
-    ("attribution",),
-    ("circuits", "patching"),
+    ("interventions",),
+    ("shipped",),
+    ("tracing",),
+    ("backends",),
+    ("runs",),
+    ("contrasts",),
+    ("responses",),
+    ("attribution", "directions", "patching"),
+    ("circuits",),
     ("plots",),
-    ("report",),
     ("demo",),
-    ("organisms",),
+    ("report",),
+    ("organisms", "testing"),
     ("cli",),
 )
-# Halves of one thing: an intervention compiles to the plan that tracing walks; evaluation is the
-# analysis that directions ends with.
-TOGETHER = [{"tracing", "interventions"}, {"directions", "evaluation"}]
 # May be imported where torch is not installed.
 TORCH_FREE = ("errors", "store", "prompts", "judges", "stats")
 
@@ -57,8 +59,8 @@ def _layer(parts: Sequence[str]) -> str:
     return "organisms" if tuple(parts[:2]) == ("models", "organisms") else parts[0]
 
 
-def _imported_layers(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and layer of every import of ours that runs: TYPE_CHECKING blocks do not."""
+def _running(path: Path) -> Iterator[ast.AST]:
+    """The nodes of a file that run: those of TYPE_CHECKING blocks do not."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
         child
@@ -67,9 +69,12 @@ def _imported_layers(path: Path) -> Iterator[tuple[int, str]]:
         for statement in node.body
         for child in ast.walk(statement)
     }
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+    return iter([node for node in ast.walk(tree) if node not in skipped])
+
+
+def _imported_layers(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and layer of every import of ours that runs."""
+    for node in _running(path):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -81,7 +86,7 @@ def _imported_layers(path: Path) -> Iterator[tuple[int, str]]:
         for name in names:
             parts = name.split(".")
             if parts[0] == "refusal_nn" and len(parts) > 1 and parts[1] != "__version__":
-                yield node.lineno, _layer(parts[1:])
+                yield getattr(node, "lineno", 0), _layer(parts[1:])
 
 
 def _rank(layer: str) -> int:
@@ -95,10 +100,69 @@ def test_imports_point_downward_only() -> None:
     upward = []
     for layer, path in _files():
         for line, imported in _imported_layers(path):
-            beside = imported == layer or any({imported, layer} <= row for row in TOGETHER)
-            if not beside and _rank(imported) >= _rank(layer):
+            if imported != layer and _rank(imported) >= _rank(layer):
                 upward.append(f"{path.relative_to(ROOT)}:{line}: {layer} imports {imported}")
     assert upward == []
+
+
+def _module(path: Path) -> str:
+    names = [n for n in path.relative_to(ROOT).with_suffix("").parts if n != "__init__"]
+    return ".".join(names if names[0] == "refusal_nn" else ["refusal_nn", *names])
+
+
+def _imports_of_files() -> dict[str, set[str]]:
+    """Each file of ours and those whose code runs when it is imported, but for packages it is in."""
+    files = {_module(path): path for _, path in _files()}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found = set()
+        for node in _running(path):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {full if full in files else str(node.module) for full in inner}
+        # a package's own __init__ has begun before any file in it
+        graph[name] = {f for f in found & set(files) if not name.startswith(f"{f}.")} - {name}
+    return graph
+
+
+def test_no_two_files_import_each_other_not_even_round_a_corner() -> None:
+    graph = _imports_of_files()
+    state: dict[str, bool] = {}  # False: being followed, True: done
+    circles = []
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        if state.get(name) is False:
+            circles.append(" -> ".join((*way[way.index(name) :], name)))
+        if name in state:
+            return
+        state[name] = False
+        for other in sorted(graph[name]):
+            follow(other, (*way, name))
+        state[name] = True
+
+    for name in sorted(graph):
+        follow(name, ())
+    assert circles == []
+
+
+def test_what_travels_imports_only_what_is_where_it_arrives() -> None:
+    # nnsight itself loads models by huggingface_hub
+    there = {"torch", "numpy", "nnsight", "huggingface_hub", *sys.stdlib_module_names}
+    wrong = [
+        f"{path.name}:{node.lineno}: {name}"
+        for path in sorted((ROOT / "refusal_nn" / "shipped").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [str(node.module)]
+        )
+        if name.split(".")[0] not in there and not name.startswith("refusal_nn.shipped.")
+    ]
+    assert wrong == []
 
 
 def test_torch_free_layers_import_no_layer_that_needs_torch() -> None:
@@ -144,6 +208,26 @@ def test_importing_the_package_loads_nothing_of_it() -> None:
 def test_every_public_name_resolves_and_is_listed(name: str) -> None:
     assert getattr(refusal_nn, name) is not None
     assert name in dir(refusal_nn)
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "new"),
+    [
+        ("models", "Limits", "backends"),
+        ("models", "Service", "backends"),
+        ("tracing", "DryRun", "backends"),
+        ("tracing", "Remote", "backends"),
+        ("evaluation", "evaluate", "responses"),
+        ("recorded", "record", "runs"),
+    ],
+)
+def test_an_old_name_still_works_and_says_the_new_one(old: str, name: str, new: str) -> None:
+    where = importlib.import_module(f"refusal_nn.{old}")
+    with pytest.warns(DeprecationWarning, match=rf"is now refusal_nn\.{new}\.{name}"):
+        found = getattr(where, name)
+    assert found is getattr(importlib.import_module(f"refusal_nn.{new}"), name)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        getattr(importlib.import_module("refusal_nn.models"), "nonsense")  # noqa: B009
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

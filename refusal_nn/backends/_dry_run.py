@@ -1,201 +1,58 @@
-"""Backend ``dry-run``: execute the serialised job where this package cannot be imported.
-
-nnsight's own ``remote="local"`` is not strict: it runs the block with the caller's globals, so a
-reference to an uninstalled package passes. Here the job becomes bytes, as for a server, and another
-Python process that refuses to import anything of ours executes them and returns what was saved.
-"""
+"""Backend ``dry-run``: the very jobs of a server, run where this package cannot be imported."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import io
-import struct
-import subprocess
-import sys
-import tempfile
-import threading
-import weakref
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import nnsight
-import torch
-from nnsight import ndif
-from nnsight.schema.request import RequestModel
-from nnsight.tracing.backend import Backend
-from nnsight.tracing.util import push
-
-from refusal_nn.errors import BackendError, PreflightError
-from refusal_nn.models import Model, quiet
-
-_workers: weakref.WeakKeyDictionary[Model, dict[bool, Worker]] = weakref.WeakKeyDictionary()
+from refusal_nn.backends._limits import Limits
+from refusal_nn.backends._payload import Batches
+from refusal_nn.backends._process import worker_of
+from refusal_nn.models import Backend, Loading, Model
+from refusal_nn.models._load import load_here
+from refusal_nn.store import JobLedger
+from refusal_nn.tracing import Request, Results
 
 
-class Worker:
-    """A process that executes serialised jobs, started on first use.
+class DryRunBackend(Backend):
+    """Packs batches into jobs as for a server, and runs them in a process of this machine.
 
-    Parameters
-    ----------
-    model : Model
-    weights : bool
-        Load the weights; without them the worker only deserialises (a preflight).
+    Its model has its weights here too, for what is asked of them without a job.
     """
 
-    def __init__(self, model: Model, *, weights: bool) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        source = model.source
-        if not source:  # wrapped by hand: there is no folder to load from
-            self._folder = tempfile.TemporaryDirectory(prefix="refusal-nn-dryrun-")
-            source = self._folder.name
-            with quiet():
-                model.module.save_pretrained(source)  # type: ignore[operator]
-                model.tokenizer.save_pretrained(source)
-        script = Path(__file__).with_name("_dry_run_worker.py")
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                str(script),
-                source,
-                str(model.dtype).removeprefix("torch."),
-                str(model.nnsight.attn_implementation),
-                "weights" if weights else "meta",
-                model.revision or "" if not Path(source).is_dir() else "",
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        atexit.register(self.close)
+    name, device, deadline = "dry-run", None, None
+    limits = Limits()
 
-    def ask(self, blob: bytes, *, within: float | None = None) -> dict[str, Any]:
-        """Send one job; what it saved.
+    @classmethod
+    def load(cls, asked: Loading) -> Model:
+        """A model with its weights."""
+        return load_here(asked, cls())
 
-        Parameters
-        ----------
-        blob : bytes
-        within : float, optional
-            Seconds after which the process is ended; default: it may take as long as it takes.
+    def run(self, model: Model, requests: Sequence[Request]) -> Results:
+        """Run requests as one job."""
+        ((_, answer),) = self.stream(model, [0], lambda _: requests, (), JobLedger())
+        return answer
 
-        Raises
-        ------
-        BackendError
-            If the process ended or took too long.
-        PreflightError
-            If the job could not be read or failed there.
-        """
-        stdin, stdout = self.process.stdin, self.process.stdout
-        if stdin is None or stdout is None:
-            raise BackendError("the dry-run process has no pipes; start it again.")
-        late = threading.Event()
+    def stream(
+        self,
+        model: Model,
+        indices: Sequence[int],
+        asked: Callable[[int], Sequence[Request]],
+        shared: Sequence[Request],
+        ledger: JobLedger,
+    ) -> Iterator[tuple[int, Results]]:
+        """Results of the batches of a stage, job by job."""
+        work = Batches(model, asked, shared)
+        for job in work.jobs(indices):
+            saved = worker_of(model, weights=True).ask(work.block(job))
+            yield from zip(job.batches, work.results(saved["answer"]), strict=True)
 
-        def end() -> None:  # what waits at the pipes then sees them end
-            late.set()
-            self.process.kill()
+    def preflight(self, model: Model, block: bytes) -> None:
+        """Nothing: the job itself is read there next."""
 
-        clock = threading.Timer(within, end) if within is not None else None
-        if clock is not None:
-            clock.start()
-        try:
-            stdin.write(struct.pack("<Q", len(blob)) + blob)
-            stdin.flush()
-            header = stdout.read(8)
-            reply = stdout.read(struct.unpack("<Q", header)[0]) if len(header) == 8 else b""
-        except BrokenPipeError:
-            reply = b""
-        finally:
-            if clock is not None:
-                clock.cancel()
-        if not reply:
-            code = self.process.wait()
-            if late.is_set():
-                raise BackendError(
-                    f"the check that a job can be read on a server did not end within {within:g} s; "
-                    "pass a longer --deadline."
-                )
-            raise BackendError(f"the dry-run process ended with exit code {code} during a job.")
-        answer: dict[str, Any] = torch.load(io.BytesIO(reply), weights_only=True)
-        if "error" in answer:
-            raise PreflightError(
-                "the job does not run where this package is not installed, so it would fail on a "
-                f"server ({str(answer['error']).rstrip('.')}); call nnsight.register(package) for what "
-                "it refers to, or pass values instead."
-            )
-        return answer["saved"]  # type: ignore[no-any-return]
+    def lacking(self, own: set[str], named: set[str]) -> set[str]:
+        """What functions name is found there or not; where they are from must travel."""
+        return own
 
-    def close(self) -> None:
-        """End the process and remove its files."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # of a job it did not read to the end
-                    pipe.close()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
-
-
-class DryRun(Backend):  # type: ignore[misc]
-    """nnsight backend that runs a trace in a process without this package.
-
-    Use it for a trace of your own: ``model.nnsight.trace(text, backend=DryRun(model))``.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def __call__(self, tracer: Any) -> None:
-        """Serialise the traced block, run it in the worker, bring back what it saved."""
-        blob = serialise(tracer)
-        push(tracer.info.frame, _worker(self.model, weights=True).ask(blob))
-
-
-class Preflight(Backend):  # type: ignore[misc]
-    """nnsight backend that only checks that a trace can be read where this package is missing.
-
-    Nothing runs and no weights are loaded; a trace that would fail on a server for what it refers
-    to raises :class:`~refusal_nn.errors.PreflightError` here, before anything is sent.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def __call__(self, tracer: Any) -> None:
-        """Serialise and deserialise the block."""
-        self.check(serialise(tracer))
-
-    def check(self, blob: bytes) -> None:
-        """Deserialise a block."""
-        remote = self.model.remote
-        within = None if remote is None else remote.limits.deadline
-        _worker(self.model, weights=False).ask(blob, within=within)
-
-
-def _worker(model: Model, *, weights: bool) -> Worker:
-    """The model's worker process, started on first use and ended with the model."""
-    workers = _workers.setdefault(model, {})
-    if weights not in workers or workers[weights].process.poll() is not None:
-        workers[weights] = Worker(model, weights=weights)
-        weakref.finalize(model, workers[weights].close)
-    return workers[weights]
-
-
-def serialise(tracer: Any) -> bytes:
-    """The bytes a server would receive for a trace.
-
-    Raises
-    ------
-    PreflightError
-        If something in the block cannot be serialised.
-    """
-    nnsight.register("refusal_nn")  # ship our functions by value: servers don't have this package
-    ndif.pull_env()
-    try:
-        return bytes(RequestModel.serialize(tracer, False))
-    except Exception as error:
-        raise PreflightError(
-            f"the job cannot be serialised ({type(error).__name__}: {error}); keep locks, open "
-            "files and loaded models out of what the trace refers to."
-        ) from error
+    def check_facts(self, model: Model, facts: Mapping[str, Any]) -> None:
+        """Nothing: the process was given this very model."""

@@ -7,11 +7,12 @@ Arditi et al. 2024, *Refusal in language models is mediated by a single directio
 
 from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens, parse_tokens
 from refusal_nn.directions._controls import random_directions
-from refusal_nn.directions._evaluate import conditions, evaluate
+from refusal_nn.directions._evaluate import conditions, evaluate, evaluate_selected
 from refusal_nn.directions._extract import extract
 from refusal_nn.directions._score import score
 from refusal_nn.directions._screen import refusal_scores
-from refusal_nn.directions._select import Selection, admissible, select
+from refusal_nn.directions._select import admissible, select
+from refusal_nn.directions._selection import Selection
 from refusal_nn.directions._steps import evaluate_run, extract_run, score_run, select_run
 from refusal_nn.runs._used import check_new, used
 
@@ -23,6 +24,7 @@ __all__ = [
     "discover_refusal_tokens",
     "evaluate",
     "evaluate_run",
+    "evaluate_selected",
     "extract",
     "extract_run",
     "parse_tokens",

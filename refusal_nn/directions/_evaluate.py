@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from refusal_nn.directions._controls import random_directions
+from refusal_nn.directions._score_table import as_dataset
+from refusal_nn.directions._selection import Selection
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
-from refusal_nn.responses._evaluate import evaluate as evaluate_conditions
+from refusal_nn.responses import evaluate as evaluate_conditions
+from refusal_nn.runs._used import check_new
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -102,3 +105,107 @@ def evaluate(
         batch_size=batch_size,
         recorder=recorder,
     )
+
+
+class Chosen(NamedTuple):
+    """What :func:`evaluate_selected` reads of a selection.
+
+    Attributes
+    ----------
+    direction : array, ``[d_model]`` float64
+    layer, position : int
+        Where it was extracted.
+    refusal_tokens : list of int
+    """
+
+    direction: np.ndarray
+    layer: int
+    position: int
+    refusal_tokens: list[int]
+
+
+def chosen(selected: Selection | xr.Dataset | xr.DataTree) -> Chosen:
+    """The direction that was selected, and where.
+
+    Raises
+    ------
+    RequestError
+        If it is no selection, or one in which nothing was selected.
+    """
+    table = _table(selected)
+    attrs = table.attrs
+    missing = [k for k in ("layer", "position", "refusal_tokens") if attrs.get(k) is None]
+    if missing or "direction" not in table:
+        raise RequestError(
+            f"the selection holds no {(missing or ['direction'])[0]} "
+            f"({attrs.get('reason') or 'it is none of direction select'}); give what direction "
+            "select found on the result of direction score."
+        )
+    direction = np.asarray(table["direction"].values, dtype=np.float64)
+    tokens = [int(t) for t in attrs["refusal_tokens"]]
+    return Chosen(direction, int(attrs["layer"]), int(attrs["position"]), tokens)
+
+
+def _table(selected: Selection | xr.Dataset | xr.DataTree) -> xr.Dataset:
+    return as_dataset(selected.to_dataset() if isinstance(selected, Selection) else selected)
+
+
+def evaluate_selected(
+    model: Model,
+    selected: Selection | xr.Dataset | xr.DataTree,
+    prompts: Prompts,
+    *,
+    controls: bool = True,
+    max_new_tokens: int = 64,
+    batch_size: int | None = None,
+    seed: int = 0,
+    recorder: Recorder | None = None,
+) -> xr.DataTree:
+    """Behaviour of the selected direction on prompts that took no part in finding it.
+
+    Parameters
+    ----------
+    model : Model
+    selected : Selection, Dataset or DataTree
+        From :func:`select`, or a run of it: the direction, its layer and the refusal tokens.
+    prompts : Prompts
+        Test prompts (``prompts.test``), of both classes.
+    controls : bool
+        Add random directions of equal norm.
+    max_new_tokens : int
+        Length of the greedy completions, in tokens.
+    batch_size : int, optional
+        Prompts a pass. The result does not depend on it.
+    seed : int
+        Of the random directions.
+    recorder : Recorder, optional
+
+    Returns
+    -------
+    xarray.DataTree
+        As :func:`evaluate`, with ``text`` ``(prompt)`` and attrs ``layer`` and ``position``.
+
+    Raises
+    ------
+    PromptError
+        If the test prompts share a prompt or family with discovery or selection.
+    RequestError
+        If nothing was selected, or the direction is of another width than the model's.
+    """
+    found = chosen(selected)
+    check_new(prompts, _table(selected), role="discovery and selection")
+    tree = evaluate(
+        model,
+        found.direction,
+        found.layer,
+        prompts,
+        controls=controls,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        refusal_tokens=found.refusal_tokens,
+        batch_size=batch_size,
+        recorder=recorder,
+    )
+    root = tree.to_dataset().assign(text=prompts.to_dataset()["text"])
+    root = root.assign_attrs(layer=found.layer, position=found.position)
+    return xr.DataTree.from_dict({"/": root, "/rates": tree["rates"].to_dataset()})

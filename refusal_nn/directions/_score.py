@@ -28,7 +28,7 @@ from refusal_nn.directions._thresholds import (
 )
 from refusal_nn.errors import RequestError
 from refusal_nn.runs._batches import prompt_labels, rows_asked
-from refusal_nn.runs._used import check_new
+from refusal_nn.runs._used import check_new, used
 from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def score(
         measured; ``bypass_per_prompt``, ``induce_per_prompt``, ``kl_per_prompt``
         ``(position, layer, prompt)``; ``dropped_by`` ``(position, layer)``: the criterion that
         ruled a candidate out, or ``""``; ``direction``; ``text``, ``refusal_score`` and ``kept``
-        ``(prompt)``. Layers ascend, whatever their order in the candidates.
+        ``(prompt)``; ``used_text`` and ``used_family``: the discovery prompts, which later ones must
+        differ from. Layers ascend, whatever their order in the candidates.
 
     Raises
     ------
@@ -142,6 +143,7 @@ def score(
         "kept": ("prompt", kept),
         "text": prompts.to_dataset()["text"],
         "direction": direction,
+        **used([candidates]).data_vars,
     }
     coords = {
         "position": direction["position"].values,

@@ -16,8 +16,10 @@ TABLE = ("position", "layer")
 
 
 def as_dataset(scores: Any) -> xr.Dataset:
-    if isinstance(scores, xr.DataTree):  # a stored run: the table is its root group
-        return scores.to_dataset()
+    """A table as a Dataset: of a stored run the root group, with the prompts used before beside it."""
+    if isinstance(scores, xr.DataTree):
+        root = scores.to_dataset()
+        return root.merge(scores["used"].to_dataset()) if "used" in scores.children else root
     if not isinstance(scores, xr.Dataset):
         raise RequestError(
             f"scores are a {type(scores).__name__}; give a Dataset with {', '.join(SCORES)}."

@@ -9,14 +9,13 @@ Arditi et al. 2024, *Refusal in language models is mediated by a single directio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from refusal_nn.directions._near_ties import TIE_TOLERANCE, NearTie, near_ties
+from refusal_nn.directions._near_ties import TIE_TOLERANCE, near_ties
 from refusal_nn.directions._score_table import (
     SCORES,
     TABLE,
@@ -24,6 +23,7 @@ from refusal_nn.directions._score_table import (
     checked_table,
     layers_of_model,
 )
+from refusal_nn.directions._selection import Selection
 from refusal_nn.directions._thresholds import (
     INDUCE_MIN,
     KL_MAX,
@@ -32,105 +32,10 @@ from refusal_nn.directions._thresholds import (
     first_late_layer,
 )
 from refusal_nn.errors import RequestError
+from refusal_nn.runs._used import used
 
 FILTERS = ("nan", "layer", "kl", "induce")
 """Criteria of the rule, in the order they are reported."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What the rule chose, and why.
-
-    Attributes
-    ----------
-    layer, position : int or None
-        The selected candidate; None if no candidate is admissible.
-    bypass, induce, kl : float or None
-        Its scores, in nats.
-    reasons : tuple of str
-        Why there is no selection; empty if there is one.
-    near_ties : tuple of NearTie
-        Other admissible candidates that may be as good, best first.
-    direction : xarray.DataArray or None
-        The selected direction over ``d_model``, where the table carries ``direction``.
-    admissible : xarray.Dataset
-        From :func:`admissible`.
-    tallies : dict of str to int
-        Candidates that fail each criterion (one can fail several).
-    n_layers : int
-        Layers of the model, as the rule took them.
-    thresholds : dict
-        ``kl_max``, ``induce_min``, ``layer_fraction``.
-    """
-
-    layer: int | None
-    position: int | None
-    bypass: float | None
-    induce: float | None
-    kl: float | None
-    reasons: tuple[str, ...]
-    near_ties: tuple[NearTie, ...]
-    direction: xr.DataArray | None = field(repr=False)
-    admissible: xr.Dataset = field(repr=False)
-    tallies: dict[str, int]
-    n_layers: int
-    thresholds: dict[str, float]
-    table: xr.Dataset = field(repr=False)
-
-    @property
-    def found(self) -> bool:
-        """Whether a candidate was selected."""
-        return self.layer is not None
-
-    @property
-    def n_candidates(self) -> int:
-        """Candidates in the table."""
-        return int(self.admissible["admissible"].size)
-
-    @property
-    def n_admissible(self) -> int:
-        """Candidates that pass every criterion."""
-        return int(self.admissible["admissible"].sum())
-
-    @property
-    def why(self) -> str:
-        """The outcome in a sentence or two."""
-        if self.bypass is None:
-            return " ".join(self.reasons)
-        ties = len(self.near_ties)
-        said = f"; {ties} of the others cannot be told from it" if ties else ""
-        return (
-            f"Layer {self.layer}, position {self.position} has the smallest bypass "
-            f"({self.bypass:.3f} nats) of {self.n_admissible} admissible among "
-            f"{self.n_candidates} candidates{said}."
-        )
-
-    def to_dataset(self) -> xr.Dataset:
-        """The scores with ``admissible``, ``selected`` and ``near_tie`` over (position, layer).
-
-        Returns
-        -------
-        xarray.Dataset
-            With ``direction`` over ``d_model`` if there is one; attrs ``selected_layer``,
-            ``selected_position`` (None without a selection), ``reasons`` and the thresholds.
-        """
-        grid = self.admissible["admissible"]
-        selected = xr.zeros_like(grid)
-        near = xr.zeros_like(grid)
-        if self.found:
-            selected.loc[{"position": self.position, "layer": self.layer}] = True
-        for tie in self.near_ties:
-            near.loc[{"position": tie.position, "layer": tie.layer}] = True
-        out = self.table.assign(admissible=grid, selected=selected, near_tie=near)
-        if self.direction is not None:
-            out["direction"] = self.direction.drop_vars(TABLE, errors="ignore")
-        return out.assign_attrs(
-            n_layers=self.n_layers,
-            selected_layer=self.layer,
-            selected_position=self.position,
-            reasons=list(self.reasons),
-            **self.thresholds,
-        )
 
 
 def admissible(
@@ -252,6 +157,7 @@ def select(
         "n_layers": n_layers,
         "thresholds": thresholds,
         "table": table,
+        "used": used([scores]),
     }
     order = _ranking(table, passed["admissible"].values)
     if not order:

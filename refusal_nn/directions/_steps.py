@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Work = tuple[Groups, Mapping[str, Any]]
 
+_USED = ("used_text", "used_family")
+
 
 def extract_run(
     model: Model,
@@ -109,7 +111,7 @@ def score_run(
             batch_size=batch_size,
             recorder=recorder,
         )
-        return {"/": found, "used": used([table])}, found.attrs
+        return {"/": found.drop_vars(_USED), "used": used([table])}, found.attrs
 
     options = {
         "kl_max": kl_max,
@@ -157,7 +159,7 @@ def select_run(
 
     def work(recorder: Recorder) -> Work:
         here = {"layer": chosen.layer, "position": chosen.position}
-        found = chosen.to_dataset()
+        found = chosen.to_dataset().drop_vars(_USED, errors="ignore")
         # read back from a run, the table also carries that run's own provenance
         found.attrs = {"n_layers": chosen.n_layers, **chosen.thresholds}
         before = scores.tree["used"].to_dataset().load()

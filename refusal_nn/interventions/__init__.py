@@ -14,7 +14,7 @@ Arditi et al. 2024, *Refusal in language models is mediated by a single directio
 """
 
 from refusal_nn.interventions._function import FunctionIntervention
-from refusal_nn.interventions._intervention import WRITES, Edit, Intervention
+from refusal_nn.interventions._intervention import Edit, Intervention
 from refusal_nn.interventions._json import from_json, to_json
 from refusal_nn.interventions._named import (
     ActivationAddition,
@@ -23,6 +23,7 @@ from refusal_nn.interventions._named import (
     Patch,
     ZeroAblation,
 )
+from refusal_nn.models.sites import WRITES
 
 __all__ = [
     "WRITES",

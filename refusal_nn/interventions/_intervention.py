@@ -13,27 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from refusal_nn.errors import InterventionError
+from refusal_nn.models.sites import BLOCK_SITES, HEAD_SITES
 
 if TYPE_CHECKING:
     from refusal_nn.models import Architecture
-
-WRITES = ("resid_pre", "attn_out", "mlp_out")
-"""Where Arditi et al. ablate: the input of every block and what each module writes."""
-
-_HEAD_SITES = ("q", "k", "v", "z")
-_SITES = (
-    "resid_pre",
-    "attn_in",
-    "q",
-    "k",
-    "v",
-    "z",
-    "attn_out",
-    "resid_mid",
-    "mlp_in",
-    "mlp_out",
-    "resid_post",
-)
 
 
 @dataclass(frozen=True)
@@ -186,7 +169,7 @@ class Intervention(ABC):
             if not place.heads:
                 raise InterventionError(
                     f"{type(self).__name__}: site {site!r} has no heads; use one of "
-                    f"{', '.join(_HEAD_SITES)} or leave heads out."
+                    f"{', '.join(HEAD_SITES)} or leave heads out."
                 )
             for head in self.heads:
                 if not 0 <= head < place.heads:
@@ -249,6 +232,6 @@ def vector(value: Any, name: str, owner: str) -> np.ndarray:
 
 def check_site(site: str, owner: str) -> str:
     """The site, if there is one of this name."""
-    if site not in _SITES:
-        raise InterventionError(f"{owner}: no site {site!r}; sites are {', '.join(_SITES)}.")
+    if site not in BLOCK_SITES:
+        raise InterventionError(f"{owner}: no site {site!r}; sites are {', '.join(BLOCK_SITES)}.")
     return site

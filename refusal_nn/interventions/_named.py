@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from refusal_nn.errors import InterventionError
-from refusal_nn.interventions._intervention import WRITES, Intervention, check_site, set_field
+from refusal_nn.interventions._intervention import Intervention, check_site, set_field
+from refusal_nn.models.sites import WRITES
 
 if TYPE_CHECKING:
     from refusal_nn.models import Architecture

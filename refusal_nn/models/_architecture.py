@@ -15,46 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from refusal_nn.errors import ModelError
+from refusal_nn.models._families import Family, class_family, find_family, module_at, text_config
 
 if TYPE_CHECKING:
     from torch import nn
-
-BLOCK_SITES = (
-    "resid_pre",
-    "attn_in",
-    "q",
-    "k",
-    "v",
-    "z",
-    "attn_out",
-    "resid_mid",
-    "mlp_in",
-    "mlp_out",
-    "resid_post",
-)
-"""Sites of one block, in the order a sequential pre-norm block computes them."""
-
-MODEL_SITES = ("embed", "final_norm", "logits")
-"""Sites outside the blocks."""
-
-SITES = ("embed", *BLOCK_SITES, "final_norm", "logits")
-HEAD_SITES = ("q", "k", "v", "z")
-"""Sites with a head axis: ``[row, token, head, d_head]``."""
-
-_LAYER_PATHS = (
-    "model.layers",
-    "transformer.h",
-    "gpt_neox.layers",
-    "model.language_model.layers",
-)
-_ATTENTION = ("self_attn", "attn", "attention")
-_OUTPUT_PROJECTION = ("o_proj", "c_proj", "dense", "out_proj")
-_FUSED_QKV = ("c_attn", "qkv_proj", "query_key_value")
-_FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-_EMBED = ("embed_tokens", "wte", "embed_in")
-_FAMILIES = (
-    "Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE, Gemma 2, Gemma 3, OLMo 2, Phi, Phi-3, GPT-2, GPT-NeoX"
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +38,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The map of one model. Sizes are plain ints; ``places`` is in execution order."""
+    """The map of one model. Sizes are plain ints; ``places`` is in execution order.
+
+    ``attn_norm`` and ``mlp_norm`` are the norms in front of attention and MLP, below the block; None
+    where they read the residual stream itself.
+    """
 
     family: str
     layers: str
@@ -89,6 +57,8 @@ class Architecture:
     vocab_size: int
     parallel: bool
     places: dict[str, Place] = field(default_factory=dict)
+    attn_norm: str | None = None
+    mlp_norm: str | None = None
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -131,122 +101,58 @@ def build_architecture(module: nn.Module) -> Architecture:
     ModelError
         If the module tree is not one of the layouts we know; the message names what is missing.
     """
-    config = module.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    family = type(module).__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-
-    layers_path = next((p for p in _LAYER_PATHS if _get(module, p) is not None), None)
-    if layers_path is None:
-        raise ModelError(
-            f"{type(module).__name__} keeps its blocks at none of {', '.join(_LAYER_PATHS)}; "
-            f"supported families are {_FAMILIES}."
-        )
-    stem = layers_path.rsplit(".", 1)[0]
-    blocks = _get(module, layers_path)
-    block = blocks[0]
-    attention = _first(block, _ATTENTION, family, "attention module")
-    out = _first(_get(block, attention), _OUTPUT_PROJECTION, family, "attention output projection")
-    if not hasattr(block, "mlp"):
-        raise ModelError(f"a {family} block has no 'mlp' module; supported are {_FAMILIES}.")
-    head = "lm_head" if hasattr(module, "lm_head") else "embed_out"
-    if not hasattr(module, head):
-        raise ModelError(f"{family} has no output head named lm_head or embed_out.")
-
+    row, decoder = find_family(module)
+    text = text_config(module.config)
     n_heads = int(text.num_attention_heads)
     d_model = int(text.hidden_size)
     d_head = int(getattr(text, "head_dim", None) or d_model // n_heads)
     n_kv = int(getattr(text, "num_key_value_heads", None) or n_heads)
-
-    sandwich = hasattr(block, "post_feedforward_layernorm")
-    parallel = _is_parallel(block, text)
-    places: dict[str, Place] = {
-        "resid_pre": Place("", "input"),
-        "attn_in": Place(attention, "input"),
-        **_qkv_places(_get(block, attention), attention, n_heads, n_kv, d_head, family),
-        "z": Place(f"{attention}.{out}", "input", heads=n_heads),
-        "attn_out": Place("post_attention_layernorm", "output")
-        if sandwich
-        else Place(f"{attention}.{out}", "output"),
-    }
-    if not parallel:
-        norm = _pre_mlp_norm(block, sandwich)
-        if not hasattr(block, norm):
-            raise ModelError(
-                f"a {family} block has no norm before its MLP named {norm}; "
-                f"supported families are {_FAMILIES}."
-            )
-        places["resid_mid"] = Place(norm, "input")
-    places["mlp_in"] = Place("mlp", "input")
-    places["mlp_out"] = (
-        Place("post_feedforward_layernorm", "output") if sandwich else Place("mlp", "output")
-    )
-    places["resid_post"] = Place("", "output")
+    parallel = row.parallel
+    if isinstance(parallel, str):
+        if not hasattr(text, parallel):
+            raise ModelError(f"the config of this {class_family(module)} model has no {parallel}.")
+        parallel = bool(getattr(text, parallel))
+    output = f"{row.attention}.{row.output}"
+    middle = {} if parallel else {"resid_mid": Place(row.mlp_norm or row.mlp, "input")}
     return Architecture(
-        family=family,
-        layers=layers_path,
-        embed=f"{stem}.{_first(_get(module, stem), _EMBED, family, 'token embedding')}",
-        final_norm=f"{stem}.{_first(_get(module, stem), _FINAL_NORM, family, 'final norm')}",
-        head=head,
-        n_layers=len(blocks),
+        family=class_family(module),
+        layers=f"{decoder}.{row.blocks}",
+        embed=f"{decoder}.{row.embed}",
+        final_norm=f"{decoder}.{row.final_norm}",
+        head=row.head,
+        n_layers=len(module_at(module, f"{decoder}.{row.blocks}")),
         n_heads=n_heads,
         n_kv_heads=n_kv,
         d_head=d_head,
         d_model=d_model,
         vocab_size=int(text.vocab_size),
         parallel=parallel,
-        places=places,
+        places={
+            "resid_pre": Place("", "input"),
+            "attn_in": Place(row.attention, "input"),
+            **_qkv_places(row, {"q": n_heads, "k": n_kv, "v": n_kv}, d_head),
+            "z": Place(output, "input", heads=n_heads),
+            "attn_out": Place(row.attn_post_norm or output, "output"),
+            **middle,
+            "mlp_in": Place(row.mlp, "input"),
+            "mlp_out": Place(row.mlp_post_norm or row.mlp, "output"),
+            "resid_post": Place("", "output"),
+        },
+        attn_norm=row.attn_norm,
+        mlp_norm=row.mlp_norm,
     )
 
 
-def _get(root: Any, path: str) -> Any:
-    for part in path.split("."):
-        root = getattr(root, part, None)
-        if root is None:
-            return None
-    return root
-
-
-def _first(root: Any, names: tuple[str, ...], family: str, what: str) -> str:
-    for name in names:
-        if hasattr(root, name):
-            return name
-    raise ModelError(
-        f"{family}: no {what} named {' or '.join(names)}; supported families are {_FAMILIES}."
-    )
-
-
-def _is_parallel(block: Any, config: Any) -> bool:
-    if hasattr(config, "use_parallel_residual"):
-        return bool(config.use_parallel_residual)
-    # Phi has one norm that feeds both branches.
-    return hasattr(block, "input_layernorm") and not (
-        hasattr(block, "post_attention_layernorm") or hasattr(block, "pre_feedforward_layernorm")
-    )
-
-
-def _pre_mlp_norm(block: Any, sandwich: bool) -> str:
-    if hasattr(block, "pre_feedforward_layernorm"):
-        return "pre_feedforward_layernorm"
-    if sandwich:  # OLMo 2 has no norm before the MLP: it reads the residual stream itself
-        return "mlp"
-    return "ln_2" if hasattr(block, "ln_2") else "post_attention_layernorm"
-
-
-def _qkv_places(
-    attention: Any, path: str, n_heads: int, n_kv: int, d_head: int, family: str
-) -> dict[str, Place]:
-    counts = {"q": n_heads, "k": n_kv, "v": n_kv}
-    if hasattr(attention, "q_proj"):
-        return {s: Place(f"{path}.{s}_proj", "output", heads=n) for s, n in counts.items()}
-    fused = _first(attention, _FUSED_QKV, family, "query projection (q_proj)")
-    if fused == "query_key_value":
+def _qkv_places(row: Family, heads: dict[str, int], d_head: int) -> dict[str, Place]:
+    paths = [f"{row.attention}.{name}" for name in row.qkv]
+    if len(paths) == 3:
         return {
-            s: Place(f"{path}.{fused}", "output", ("interleaved", i), heads=n_heads)
-            for i, s in enumerate(counts)
+            s: Place(path, "output", heads=heads[s]) for s, path in zip(heads, paths, strict=True)
         }
     places, start = {}, 0
-    for site, heads in counts.items():
-        stop = start + heads * d_head
-        places[site] = Place(f"{path}.{fused}", "output", ("slice", start, stop), heads=heads)
+    for i, (site, n) in enumerate(heads.items()):
+        stop = start + n * d_head
+        view = ("interleaved", i) if row.interleaved else ("slice", start, stop)
+        places[site] = Place(paths[0], "output", view, heads=n)
         start = stop
     return places

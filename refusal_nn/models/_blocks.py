@@ -8,12 +8,13 @@ OLMo 2).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusal_nn.errors import ModelError
-from refusal_nn.models import Model
+from refusal_nn.models._families import module_at
 
-_ATTENTION_NORMS = ("input_layernorm", "ln_1")
+if TYPE_CHECKING:
+    from refusal_nn.models._model import Model
 
 
 def block_places(model: Model) -> list[dict[str, Any]]:
@@ -36,53 +37,52 @@ def block_places(model: Model) -> list[dict[str, Any]]:
     Raises
     ------
     ModelError
-        If a norm is neither a LayerNorm nor an RMSNorm, so that we do not know its Jacobian, or the
-        attention output has a bias in front of a norm, which then belongs to no head.
+        If a norm is neither a LayerNorm nor an RMSNorm, so that we do not know its Jacobian, if the
+        attention output has a bias in front of a norm, which then belongs to no head, or if a block
+        has no projection of its own for queries, keys or values.
     """
     return [_places(model, layer) for layer in range(model.n_layers)]
 
 
 def _places(model: Model, layer: int) -> dict[str, Any]:
-    arch = model.arch
+    arch, module = model.arch, model.module
     root = arch.block(layer)
-    block = _module(model, root)
-    before = next((f"{root}.{name}" for name in _ATTENTION_NORMS if hasattr(block, name)), None)
     after = f"{root}.{arch.place('attn_out').path}"
     output = f"{root}.{arch.place('z').path}"
-    post_norm = None if after == output else after
-    if post_norm and getattr(_module(model, output), "bias", None) is not None:
+    post_norm = None if after == output else _norm(model, after)
+    if post_norm and getattr(module_at(module, output), "bias", None) is not None:
         raise ModelError(
             f"{arch.family}: the attention output has a bias in front of a norm, so what the heads "
             "write does not add up to what attention writes; attribution to heads is not defined."
         )
-    if arch.parallel:
-        own = f"{root}.post_attention_layernorm"
-        mlp_norm = own if hasattr(block, "post_attention_layernorm") else before
-    else:
-        path = arch.place("resid_mid").path
-        mlp_norm = None if path == arch.place("mlp_in").path else f"{root}.{path}"
     projections: dict[str, list[dict[str, Any]]] = {}
     for site in ("q", "k", "v"):
         place = arch.place(site)
         path = f"{root}.{place.path}"
+        projection = module_at(module, path)
+        if projection is None:
+            raise ModelError(
+                f"{arch.family}: block {layer} makes {site} by no module {place.path}, so attribution "
+                "to its heads is not defined."
+            )
         part = {
             "site": site,
             "path": path,
-            "transposed": _transposed(_module(model, path)),
+            "transposed": _transposed(projection),
             "view": place.view,
             "heads": place.heads,
         }
         projections.setdefault(path, []).append(part)
     return {
         "projections": [{"path": path, "parts": parts} for path, parts in projections.items()],
-        "attn_norm": _norm(model, before),
-        "mlp_norm": _norm(model, mlp_norm),
+        "attn_norm": _norm(model, arch.attn_norm and f"{root}.{arch.attn_norm}"),
+        "mlp_norm": _norm(model, arch.mlp_norm and f"{root}.{arch.mlp_norm}"),
         "writer": {
             "output": output,
-            "transposed": _transposed(_module(model, output)),
+            "transposed": _transposed(module_at(module, output)),
             "heads": arch.n_heads,
-            "post_norm": post_norm,
-            "epsilon": _norm(model, post_norm)["epsilon"] if post_norm else 0.0,  # type: ignore[index]
+            "post_norm": post_norm and post_norm["path"],
+            "epsilon": post_norm["epsilon"] if post_norm else 0.0,
         },
     }
 
@@ -90,7 +90,7 @@ def _places(model: Model, layer: int) -> dict[str, Any]:
 def _norm(model: Model, path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    norm = _module(model, path)
+    norm = module_at(model.module, path)
     name = type(norm).__name__
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if epsilon is None or not name.endswith(("LayerNorm", "RMSNorm")):
@@ -100,13 +100,6 @@ def _norm(model: Model, path: str | None) -> dict[str, Any] | None:
         )
     kind = "layer" if name.endswith("LayerNorm") else "rms"
     return {"path": path, "kind": kind, "epsilon": float(epsilon)}
-
-
-def _module(model: Model, path: str) -> Any:
-    root: Any = model.module
-    for part in path.split("."):
-        root = root[int(part)] if part.isdigit() else getattr(root, part)
-    return root
 
 
 def _transposed(module: Any) -> bool:

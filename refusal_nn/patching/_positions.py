@@ -10,6 +10,7 @@ import xarray as xr
 
 from refusal_nn.contrasts._metric import resolve_metric
 from refusal_nn.errors import RequestError
+from refusal_nn.models.sites import WRITES
 from refusal_nn.patching._baseline import Baseline, baseline, blocks
 from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange, chunks
 from refusal_nn.patching._recovery import effects, mean_recovery, recovery
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
 
-SITES = ("resid_pre", "attn_out", "mlp_out")
+SITES = WRITES
 LAYERS_PER_BATCH = 8
 """Blocks a batch covers: what is held for it is as many residual streams and site activations."""
 

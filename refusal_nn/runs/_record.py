@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from refusal_nn import store
-from refusal_nn.errors import Detached, InterventionError, PromptError, RequestError, StoreError
+from refusal_nn.errors import InterventionError, PromptError, RequestError, StoreError
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -145,10 +144,7 @@ def record(
         If the model was loaded with ``detach`` and jobs are still under way.
     """
     noun, _, verb = analysis.partition("-")
-    if model.remote is not None:
-        from refusal_nn.backends.ndif._queue import learn_dtype
-
-        learn_dtype(model)
+    model.backend.learn_dtype(model)
     identity = model.identity()
     made_from = [run.as_input for run in inputs]
     fingerprint = store.fingerprint(
@@ -191,7 +187,8 @@ def record(
         if recorder.already_complete:
             return Run(recorder.path, recorder.open(), reused=True)
         try:
-            with _jobs_of(model, keeping, name):
+            status = getattr(keeping.progress, "status", None)
+            with model.backend.reporting(status, name):
                 groups, attrs = work(recorder)
         except StoreError:
             raise  # of the folder, not of what was asked: it may go on later
@@ -210,23 +207,6 @@ def record(
         return Run(
             recorder.path, recorder.commit({**groups, "/": root}, attrs, keep=keep), reused=False
         )
-
-
-@contextmanager
-def _jobs_of(model: Model, keeping: Keeping, name: str) -> Iterator[None]:
-    """Jobs on a server are reported; where they are left alone, the message says for which run."""
-    link = model.remote
-    if link is None:
-        yield
-        return
-    before = link.notify
-    link.notify = getattr(keeping.progress, "status", None)
-    try:
-        yield
-    except Detached as left:
-        raise Detached(left.host, left.jobs, name) from None
-    finally:
-        link.notify = before
 
 
 def open_input(stores: Path, name: str, analysis: str) -> Run:

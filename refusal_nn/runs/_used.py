@@ -12,7 +12,11 @@ from refusal_nn.prompts import Prompts, check_disjoint
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+USED = "used"
+"""Group of a run that holds them."""
+
 _DIM = "used_prompt"
+_VARIABLES = ("used_text", "used_family")
 
 
 def used(tables: Iterable[xr.Dataset]) -> xr.Dataset:
@@ -22,20 +26,33 @@ def used(tables: Iterable[xr.Dataset]) -> xr.Dataset:
     -------
     xarray.Dataset
         ``used_text`` and ``used_family`` over ``used_prompt``: a dim of its own, because a run's
-        groups share their dims.
+        groups share their dims. A table that says neither is left out.
     """
     texts: list[str] = []
     families: list[str] = []
     for table in tables:
-        old = "used_text" in table
-        texts += table["used_text" if old else "text"].values.tolist()
-        families += table["used_family" if old else "family"].values.tolist()
+        for prefix in ("used_", ""):
+            if f"{prefix}text" in table:
+                texts += table[f"{prefix}text"].values.tolist()
+                families += table[f"{prefix}family"].values.tolist()
     return xr.Dataset(
         {
             "used_text": (_DIM, np.array(texts, dtype=object)),
             "used_family": (_DIM, np.array(families, dtype=object)),
         }
     )
+
+
+def split_used(groups: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Groups of a run with the prompts used before, where the root holds them, in a group of their own."""
+    root = groups["/"]
+    if not set(_VARIABLES) <= set(root):
+        return groups
+    return {
+        **groups,
+        "/": root.drop_vars(_VARIABLES),
+        USED: root[list(_VARIABLES)].drop_attrs(deep=False),
+    }
 
 
 def check_new(prompts: Prompts, table: xr.Dataset, *, role: str) -> None:

@@ -33,7 +33,7 @@ def run_job(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     """
     shared: list[dict[str, torch.Tensor]] = []
     for request in job["shared"]:
-        shared.append(run_request(model, request, shared, [])[1])
+        shared.append(run_request(model, request, shared, shared)[1])
     batches = [run_batch(model, batch, shared) for batch in job["batches"]]
     return {
         "batches": pack(batches),
@@ -70,8 +70,8 @@ def run_request(
     plan = bind(request["plan"], own, shared)
     inputs, options = request["inputs"], request["options"]
     if request["generate"]:
-        return {"ids": generate(model, inputs, plan, options, {})}, {}
-    out = forward(model, inputs, plan, options, {})
+        return {"ids": generate(model, inputs, plan, options)}, {}
+    out = forward(model, inputs, plan, options)
     held = set(plan["held"])
     return (
         {name: x for name, x in out.items() if name not in held},

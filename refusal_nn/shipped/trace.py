@@ -1,7 +1,7 @@
 """The only places that open an nnsight trace.
 
 Each function takes a wrapped model and plain data, and runs unchanged here, in a dry run and on a
-server; ``where`` is what tells nnsight which (nothing, or a backend).
+server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ def forward(
     inputs: Mapping[str, torch.Tensor],
     plan: dict[str, Any],
     options: Mapping[str, Any],
-    where: Mapping[str, Any],
 ) -> dict[str, torch.Tensor]:
     """One forward pass of a batch with a plan; its captures.
 
@@ -34,14 +33,12 @@ def forward(
         From :func:`refusal_nn.tracing._plan.build_plan`.
     options : mapping
         Further arguments of the model's forward, e.g. ``logits_to_keep``.
-    where : mapping
-        ``{}`` or ``{"backend": ...}``.
     """
     stop = not plan["logits"]
     # what is around the trace does not travel, so the grad mode of the pass is set inside it too
     with (
         torch.set_grad_enabled(plan["gradient"]),
-        model.trace(dict(inputs), **options, **where) as tracer,
+        model.trace(dict(inputs), **options) as tracer,
     ):
         taken = nnsight.save(run_plan(model, plan))
         if stop:
@@ -54,7 +51,6 @@ def generate(
     inputs: Mapping[str, torch.Tensor],
     plan: dict[str, Any],
     options: Mapping[str, Any],
-    where: Mapping[str, Any],
 ) -> torch.Tensor:
     """Greedy generation of a batch under a plan, at every step; the new tokens, ``[row, token]``."""
     edited = edit(model, plan) if plan["visits"] else model
@@ -62,7 +58,7 @@ def generate(
     with warnings.catch_warnings():
         # an open loop over steps ends by parking on a step the model never runs; nnsight says so
         warnings.filterwarnings("ignore", message="(?s).*was never reached")
-        with edited.generate(dict(inputs), **options, **where) as tracer:
+        with edited.generate(dict(inputs), **options) as tracer:
             ids = nnsight.save(new_tokens(tracer.result, width))
     return ids  # type: ignore[no-any-return]
 

@@ -11,12 +11,10 @@ most scripts need. A trace of your own can use the interventions and site names 
         taken = nnsight.save(walk(model.nnsight, plan))
 """
 
-from refusal_nn.backends._dry_run import DryRun, Preflight
-from refusal_nn.backends._local import execute
-from refusal_nn.backends.ndif._trace import Remote
+from refusal_nn._renamed import renamed
 from refusal_nn.shipped.walk import walk
 from refusal_nn.tracing._batch import Batch, forward_request, generate_request, pad
-from refusal_nn.tracing._check import residual_error, verify
+from refusal_nn.tracing._check import check_requests, judge_check, residual_error, verify
 from refusal_nn.tracing._jobs import Passes
 from refusal_nn.tracing._listed import ListedPasses
 from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
@@ -36,13 +34,10 @@ __all__ = [
     "Answers",
     "Batch",
     "Capture",
-    "DryRun",
     "Handle",
     "ListedPasses",
     "Passes",
-    "Preflight",
     "Ref",
-    "Remote",
     "Request",
     "Results",
     "Start",
@@ -50,11 +45,12 @@ __all__ = [
     "build_plan",
     "capture",
     "capture_tokens",
+    "check_requests",
     "completions",
-    "execute",
     "forward_request",
     "generate",
     "generate_request",
+    "judge_check",
     "of_rows",
     "pad",
     "residual_error",
@@ -63,3 +59,13 @@ __all__ = [
     "walk",
     "whole_numbers",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "DryRun": "refusal_nn.backends:DryRun",
+        "Preflight": "refusal_nn.backends:Preflight",
+        "Remote": "refusal_nn.backends:Remote",
+        "execute": "refusal_nn.tracing:run",
+    },
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from refusal_nn.backends._local import execute
 from refusal_nn.errors import ModelError
 from refusal_nn.models import Model
 from refusal_nn.shipped import job as _session  # noqa: F401 - adds residual_error to AFTER
@@ -32,7 +31,7 @@ def residual_error(model: Model) -> torch.Tensor:
 
     Measured on one short row of ordinary tokens.
     """
-    (out,) = execute(model, check_requests(model))
+    (out,) = model.backend.run(model, check_requests(model))
     return out["error"]
 
 
@@ -45,17 +44,13 @@ def verify(model: Model) -> None:
         If the residual stream does not add up on the map, or the model's activations are not
         finite.
     """
-    if model.verified:
-        return
-    if model.remote is not None:
-        execute(model, [])  # the check rides in the first job, whatever else that is
-        return
-    judge_check(model, residual_error(model))
-    model.verified = True
+    model.backend.prepare(model)
+    if not model.verified:
+        model.backend.run(model, [])  # the check rides in the first job, whatever else that is
 
 
 def judge_check(model: Model, error: torch.Tensor) -> None:
-    """Refuse a model that :func:`residual_error` says does not fit its map.
+    """Refuse a model that :func:`residual_error` says does not fit its map; else it is verified.
 
     Raises
     ------
@@ -75,3 +70,4 @@ def judge_check(model: Model, error: torch.Tensor) -> None:
             f"{float(error[worst]):.1e} of the largest activation; interventions would act at the "
             "wrong place, so this architecture is not supported."
         )
+    model.verified = True

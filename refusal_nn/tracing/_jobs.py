@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from refusal_nn.backends._local import Executor
 from refusal_nn.models import Model
-from refusal_nn.tracing._check import verify
 from refusal_nn.tracing._request import Request
 from refusal_nn.tracing._work import Answers, Work
 
@@ -64,22 +62,6 @@ class Passes:
             collect[i] = self.batch(i, work, *handles)
             return work.requests
 
-        for i, results in self._answers(indices, asked, common.requests, ledger):
+        backend = self.model.backend
+        for i, results in backend.stream(self.model, indices, asked, common.requests, ledger):
             yield i, collect.pop(i)(Answers(results))
-
-    def _answers(
-        self,
-        indices: Sequence[int],
-        asked: Callable[[int], list[Request]],
-        shared: list[Request],
-        ledger: JobLedger,
-    ) -> Iterator[tuple[int, Any]]:
-        if self.model.remote is not None:
-            from refusal_nn.backends.ndif import _queue
-
-            yield from _queue.stream(self.model, indices, asked, shared, ledger)
-            return
-        verify(self.model)
-        executor = Executor(self.model, shared)
-        for i in indices:
-            yield i, executor.batch(asked(i))

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from refusal_nn.backends._local import Executor
 from refusal_nn.models import Model
-from refusal_nn.tracing._check import verify
 from refusal_nn.tracing._request import Request, Results
 
 if TYPE_CHECKING:
@@ -55,13 +53,6 @@ class ListedPasses:
         if not indices:
             return
         shared = self.shared() if self.shared is not None else ()
-        if self.model.remote is not None:
-            from refusal_nn.tracing import _ndif
-
-            for i, results in _ndif.stream(self.model, indices, self.requests, shared, ledger):
-                yield i, self.collect(i, results)
-            return
-        verify(self.model)
-        executor = Executor(self.model, shared)
-        for i in indices:
-            yield i, self.collect(i, executor.batch(self.requests(i)))
+        backend = self.model.backend
+        for i, results in backend.stream(self.model, indices, self.requests, shared, ledger):
+            yield i, self.collect(i, results)

@@ -36,5 +36,14 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     generate: bool = False
 
+    def plain(self, device: torch.device | None = None) -> dict[str, Any]:
+        """The form that ships, its inputs on a device."""
+        return {
+            "inputs": {name: x.to(device) for name, x in self.inputs.items()},
+            "plan": self.plan,
+            "options": dict(self.options),
+            "generate": self.generate,
+        }
+
 
 Results = list[dict[str, torch.Tensor]]

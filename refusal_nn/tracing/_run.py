@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from refusal_nn.backends._local import execute
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import to_json
 from refusal_nn.models import BLOCK_SITES, HEAD_SITES, Model
 from refusal_nn.tracing._batch import forward_request, generate_request, pad
-from refusal_nn.tracing._check import verify
 from refusal_nn.tracing._plan import Capture
 from refusal_nn.tracing._request import Request, Results
 from refusal_nn.tracing._rows import of_rows
@@ -40,9 +38,8 @@ def run(model: Model, requests: Sequence[Request]) -> Results:
     ModelError
         If the residual stream does not add up on the architecture map (first call only).
     """
-    if model.remote is None:  # else the check rides along
-        verify(model)
-    return execute(model, requests)
+    model.backend.prepare(model)
+    return model.backend.run(model, requests)
 
 
 def capture(
@@ -154,14 +151,11 @@ def capture_tokens(
         part = slice(start, start + batch_size)
         batch = pad(rows[part], model.pad_token, padding_side=padding_side)
         edits = of_rows(interventions, part, len(rows))
-        (out,) = run(model, [forward_request(model, batch, captures, edits)])
+        request = forward_request(model, batch, captures, edits)
+        (out,) = run(model, [request])
+        stacked = request.plan["stacked"]
         for name, tensor in out.items():
             parts.setdefault(name, []).append(tensor)
-    stacked = {
-        c.name
-        for c in captures
-        if not isinstance(c.layers, int) and c.site not in ("embed", "final_norm", "logits")
-    }
     return {
         name: to_numpy(torch.cat(tensors, dim=1 if name in stacked else 0))
         for name, tensors in parts.items()

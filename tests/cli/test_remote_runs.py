@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from refusal_nn.backends.ndif._link import model_key
+from refusal_nn.backends.ndif._deployments import model_key
 from refusal_nn.cli import cli
 
 KEY = "0f0f0f0f-1111-2222-3333-444444444444"

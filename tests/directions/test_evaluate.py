@@ -9,8 +9,16 @@ import xarray as xr
 
 import refusal_nn as rn
 from refusal_nn import judges
-from refusal_nn.directions import conditions, evaluate, random_directions
-from refusal_nn.errors import RequestError, WorkError
+from refusal_nn.directions import (
+    conditions,
+    evaluate,
+    evaluate_selected,
+    extract,
+    random_directions,
+    score,
+    select,
+)
+from refusal_nn.errors import PromptError, RequestError, WorkError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, MeanAblation
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
@@ -268,3 +276,56 @@ def test_a_library_result_saves_as_a_run_and_reads_without_this_package(
         found["rates/refusal_rate"].values, effect["rates/refusal_rate"].values
     )
     assert rn.open_runs(tmp_path).select(model="tiny-llama").to_frame().shape[0] == 1
+
+
+@pytest.fixture(scope="module")
+def scores(model: Model, prompts: Prompts) -> xr.Dataset:
+    candidates = extract(model, prompts.train, refusal_tokens=TOKENS, screen=False)
+    return score(model, candidates, prompts.val, screen=False, exhaustive=True)
+
+
+def test_a_selection_and_what_was_stored_of_it_are_evaluated_alike(
+    model: Model, prompts: Prompts, scores: xr.Dataset, tmp_path: Path
+) -> None:
+    best = select(scores, kl_max=9.0, induce_min=-99.0)
+    assert best.direction is not None
+    assert best.layer is not None
+    path = rn.save(best.to_result(), tmp_path / "selected")
+    stored = xr.open_datatree(path, engine="zarr", chunks=None)
+    for name in ("layer", "position", "bypass", "induce", "kl", "refusal_tokens", "n_layers"):
+        assert stored.attrs[name] == best.to_dataset().attrs[name]
+    assert stored.attrs["analysis"] == "direction-select"
+    plain = evaluate(
+        model, best.direction, best.layer, prompts.test, max_new_tokens=6, refusal_tokens=TOKENS
+    )
+    for given in (best, best.to_dataset(), stored):
+        tree = evaluate_selected(model, given, prompts.test, max_new_tokens=6)
+        assert (tree.attrs["layer"], tree.attrs["position"]) == (best.layer, best.position)
+        assert tree["text"].values.tolist() == prompts.test.texts
+        for name, values in plain.to_dataset().data_vars.items():
+            np.testing.assert_array_equal(tree[str(name)].values, values.values)
+        xr.testing.assert_equal(tree["rates"].to_dataset(), plain["rates"].to_dataset())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_prompts_of_discovery_and_selection_are_no_test_prompts(
+    model: Model, prompts: Prompts, scores: xr.Dataset, split: str
+) -> None:
+    best = select(scores, kl_max=9.0, induce_min=-99.0)
+    with pytest.raises(PromptError, match="the discovery and selection prompts"):
+        evaluate_selected(model, best, getattr(prompts, split), max_new_tokens=6)
+
+
+def test_nothing_selected_is_nothing_to_evaluate(
+    model: Model, prompts: Prompts, scores: xr.Dataset
+) -> None:
+    none = select(scores, kl_max=-9.0)
+    with pytest.raises(WorkError, match=r"None of .* candidates is admissible"):
+        none.to_result()
+    with pytest.raises(RequestError, match=r"holds no layer .*is admissible"):
+        evaluate_selected(model, none, prompts.test)
+    bare = select(scores.drop_vars("direction"), kl_max=9.0, induce_min=-99.0)
+    with pytest.raises(WorkError, match="no variable 'direction'"):
+        bare.to_result()
+    with pytest.raises(RequestError, match="holds no direction"):
+        evaluate_selected(model, bare.to_dataset(), prompts.test)

@@ -311,7 +311,7 @@ def test_the_selection_as_a_dataset_carries_what_was_chosen():
     assert bool(out["selected"].sel(position=-2, layer=0))
     assert bool(out["near_tie"].sel(position=-2, layer=1))
     assert out["direction"].dims == ("d_model",)
-    assert (out.attrs["selected_layer"], out.attrs["selected_position"]) == (0, -2)
+    assert (out.attrs["layer"], out.attrs["position"]) == (0, -2)
     from refusal_nn.store.variables import annotate
 
     assert "long_name" in annotate(out)["selected"].attrs

@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
-from refusal_nn.backends.ndif import _link as remote
+from refusal_nn.backends import Limits, Ndif, Service, compare_versions, deployed
+from refusal_nn.backends.ndif import _deployments as deployments_module
 from refusal_nn.backends.ndif import _service as module
+from refusal_nn.backends.ndif import _shape as shape
 from refusal_nn.errors import BackendError, ModelError, RequestError, UnavailableError
-from refusal_nn.models import Limits, Service, compare_versions, deployed, load_model
+from refusal_nn.models import load_model
 
 KEY = "0f0f0f0f-1111-2222-3333-444444444444"
 
@@ -261,7 +263,7 @@ def test_a_result_that_is_gone_is_not_one_that_may_come(server: str) -> None:
 
 
 def replica(level: str = "HOT", state: str = "RUNNING", **more: Any) -> dict[str, Any]:
-    key = remote.model_key("refusal-nn/tiny-refuser", more.get("revision"))
+    key = deployments_module.model_key("refusal-nn/tiny-refuser", more.get("revision"))
     return {
         "model_key": key,
         "repo_id": "refusal-nn/tiny-refuser",
@@ -340,17 +342,17 @@ def test_a_model_is_used_under_the_name_the_server_has_it(
 ) -> None:
     repo = "refusal-nn/tiny-refuser"
     deployments = {str(i): replica(revision=name) for i, name in enumerate(there)}
-    found = remote._key_at(deployments, repo, asked, commit, trust_remote_code=False)
-    assert found == (remote.model_key(repo, used), by_commit)
-    trusted = remote._key_at(deployments, repo, asked, commit, trust_remote_code=True)
-    assert trusted == (remote.model_key(repo, asked, trust_remote_code=True), False)
+    found = deployments_module.key_at(deployments, repo, asked, commit, trust_remote_code=False)
+    assert found == (deployments_module.model_key(repo, used), by_commit)
+    trusted = deployments_module.key_at(deployments, repo, asked, commit, trust_remote_code=True)
+    assert trusted == (deployments_module.model_key(repo, asked, trust_remote_code=True), False)
 
 
 def test_main_is_the_copy_that_is_there(server: str) -> None:
     Handler.answers["/status"] = [(200, {"deployments": {"a": replica()}})]
     found = load_model("tiny-refuser", backend="ndif", host=server, revision="main")
-    assert found.remote is not None
-    assert found.remote.key == remote.model_key("refusal-nn/tiny-refuser", None)
+    assert isinstance(found.backend, Ndif)
+    assert found.backend.key == deployments_module.model_key("refusal-nn/tiny-refuser", None)
 
 
 def test_a_hub_that_cannot_be_reached_is_not_a_wrong_name(monkeypatch) -> None:
@@ -359,7 +361,7 @@ def test_a_hub_that_cannot_be_reached_is_not_a_wrong_name(monkeypatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     with pytest.raises(UnavailableError, match="the hub cannot be asked about 'org/name'"):
-        remote._hub_name("org/name")
+        shape.hub_name("org/name")
 
 
 @pytest.mark.parametrize("option", [{"host": "http://x"}, {"limits": Limits()}, {"detach": True}])

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from refusal_nn.backends import Limits, Service
 from refusal_nn.backends.ndif._service import UnansweredError
 from refusal_nn.errors import BackendError, RequestError, UnavailableError
-from refusal_nn.models import Limits, Service
 from tests.patience import limit
 
 Talk = Callable[[socket.socket], None]

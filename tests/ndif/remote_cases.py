@@ -67,7 +67,6 @@ LIBRARY = {
     "patching.refusal_heads": "heads",
     "tracing.capture": "test_activations_and_completions_are_the_same_everywhere",
     "tracing.capture_tokens": "test_activations_and_completions_are_the_same_everywhere",
-    "tracing.execute": "test_activations_and_completions_are_the_same_everywhere",
     "tracing.generate": "test_activations_and_completions_are_the_same_everywhere",
     "tracing.residual_error": "test_activations_and_completions_are_the_same_everywhere",
     "tracing.run": "test_activations_and_completions_are_the_same_everywhere",
@@ -82,8 +81,10 @@ NO_PASS = {
     "recorded.record",
     "recorded.same_model",
     "store.default_name",
+    "tracing.check_requests",
     "tracing.completions",
     "tracing.forward_request",
     "tracing.generate_request",
+    "tracing.judge_check",
 }
 """Public functions that are given a model and do not run it."""

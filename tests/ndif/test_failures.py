@@ -15,6 +15,7 @@ import xarray as xr
 from click.testing import CliRunner, Result
 
 import refusal_nn as rn
+from refusal_nn.backends import Limits, Remote
 from refusal_nn.cli import cli
 from refusal_nn.errors import (
     BackendError,
@@ -23,8 +24,7 @@ from refusal_nn.errors import (
     RequestError,
     UnavailableError,
 )
-from refusal_nn.models import Limits
-from refusal_nn.tracing import Capture, Remote, capture_tokens, forward_request, pad, run, verify
+from refusal_nn.tracing import Capture, capture_tokens, forward_request, pad, run, verify
 from tests.ndif.control import Stack
 
 nnsight.register("tests")  # as the functions of a script, which travel by themselves
@@ -155,7 +155,7 @@ def everything(result: Result, folder: Path) -> str:
 
 
 def test_a_function_that_cannot_travel_is_refused_before_anything_is_sent(model) -> None:
-    lock, before = threading.Lock(), model.remote.service.sent
+    lock, before = threading.Lock(), model.backend.service.sent
 
     def locked() -> None:
         with model.nnsight.trace("how are you", backend=Remote(model)):
@@ -168,7 +168,7 @@ def test_a_function_that_cannot_travel_is_refused_before_anything_is_sent(model)
 
     refused(locked, PreflightError, "cannot be serialised", "keep locks")
     refused(uninstalled, PreflightError, "xarray")
-    assert model.remote.service.sent == before
+    assert model.backend.service.sent == before
 
 
 LOCK = threading.Lock()
@@ -197,12 +197,12 @@ def shortened(x: torch.Tensor) -> torch.Tensor:
 def test_an_intervention_that_cannot_travel_is_refused_before_anything_is_sent(
     model, function, said: tuple[str, ...]
 ) -> None:
-    before = model.remote.service.sent
+    before = model.backend.service.sent
     edits = [rn.FunctionIntervention(function, layers=[3])]
     refused(lambda: rn.tracing.generate(model, ["hello"], edits), PreflightError, *said)
     prompts = rn.load_prompts("tiny-bench").test[::40]
     refused(lambda: rn.evaluate(model, prompts, {"mine": edits}), PreflightError, *said)
-    assert model.remote.service.sent == before
+    assert model.backend.service.sent == before
 
 
 def test_an_intervention_that_fails_on_the_server_is_named(model) -> None:
@@ -259,9 +259,9 @@ def test_a_result_far_above_what_a_server_gives_inline_arrives_whole(model) -> N
     rows = [[(7 * i + j) % 900 for j in range(64)] for i in range(64)]
     sites = [Capture("x", "resid_post"), Capture("y", "mlp_out")]
     local = rn.load_model("tiny-refuser")
-    received = model.remote.service.received
+    received = model.backend.service.received
     found = capture_tokens(model, rows, sites, batch_size=64)
-    assert model.remote.service.received - received > 20 << 20  # compressed
+    assert model.backend.service.received - received > 20 << 20  # compressed
     expected = capture_tokens(local, rows, sites, batch_size=64)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
@@ -270,6 +270,6 @@ def test_a_result_far_above_what_a_server_gives_inline_arrives_whole(model) -> N
 def test_a_server_that_is_gone_is_asked_again_and_then_given_up(model) -> None:
     limits = Limits(deadline=2.0, backoff=0.01)
     gone = rn.load_model("tiny-refuser", backend="ndif", limits=limits)
-    gone.remote.service.host = "http://127.0.0.1:9"
+    gone.backend.service.host = "http://127.0.0.1:9"
     refused(lambda: verify(gone), UnavailableError, "no server answers")
-    assert gone.remote.retried > 2
+    assert gone.backend.retried > 2

@@ -11,9 +11,9 @@ import pytest
 import xarray as xr
 
 import refusal_nn as rn
+from refusal_nn.backends import Limits
 from refusal_nn.directions import extract_run
 from refusal_nn.errors import BackendError
-from refusal_nn.models import Limits
 from refusal_nn.runs import Keeping, Run
 from refusal_nn.store import JobLedger
 from refusal_nn.store.provenance import VOLATILE

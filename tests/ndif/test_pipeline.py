@@ -119,9 +119,9 @@ model = rn.load_model(sys.argv[1], backend="ndif")
 sizes = {"loaded": peak(), "parameters": sum(p.numel() for p in model.module.parameters())}
 sizes["meta"] = all(p.is_meta for p in model.module.parameters())
 from refusal_nn.tracing import Capture, forward_request, pad
-from refusal_nn.backends.ndif._payload import Passes
+from refusal_nn.backends._payload import Batches
 request = forward_request(model, pad([[5, 6, 7]] * 32, 0), [Capture("x", "resid_pre")])
-passes = Passes(model, lambda i: [request])
+passes = Batches(model, lambda i: [request])
 sizes["job"] = len(passes.blob(passes.job([0])))
 sizes["serialised"] = peak()
 if len(sys.argv) > 2:
@@ -164,7 +164,7 @@ def test_a_hub_model_has_one_identity_here_and_there(stack: Stack) -> None:
 
 def test_the_server_tells_the_commit_it_runs(stack: Stack) -> None:
     there = rn.load_model("refusal-nn/tiny-refuser", backend="ndif", host=stack.url())
-    there.remote.pinned = "f" * 40
+    there.backend.pinned = "f" * 40
     with pytest.raises(
         ModelError, match=r"but ffffffffffff is what the hub has now; pass --revision [0-9a-f]{40},"
     ):
@@ -175,7 +175,7 @@ def test_the_commit_that_the_server_runs_can_be_asked_for(stack: Stack) -> None:
     name, where = "refusal-nn/tiny-refuser", {"backend": "ndif", "host": stack.url()}
     there = rn.load_model(name, **where)
     rn.tracing.verify(there)
-    service = there.remote.service
+    service = there.backend.service
 
     def deployed() -> set[str]:  # what is on its way in or out has no key
         return {str(d["model_key"]) for d in service.status().values() if "model_key" in d}
@@ -188,7 +188,7 @@ def test_the_commit_that_the_server_runs_can_be_asked_for(stack: Stack) -> None:
         assert asked.identity() == there.identity()
     assert deployed() == before
     wrong = rn.load_model(name, revision=there.revision, **where)
-    wrong.remote.pinned = "f" * 40
+    wrong.backend.pinned = "f" * 40
     with pytest.raises(ModelError, match="but ffffffffffff was asked for"):
         rn.tracing.verify(wrong)
 

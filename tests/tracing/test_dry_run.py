@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from refusal_nn.backends import DryRun, Preflight
 from refusal_nn.errors import BackendError, PreflightError
 from refusal_nn.interventions import (
     ActivationAddition,
@@ -21,8 +22,6 @@ from refusal_nn.interventions import (
 )
 from refusal_nn.tracing import (
     Capture,
-    DryRun,
-    Preflight,
     Ref,
     build_plan,
     capture_tokens,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refusal_nn.backends.ndif._payload import Job
+from refusal_nn.backends._payload import Job
 from refusal_nn.backends.ndif._service import Answer, TooLargeError
 from refusal_nn.errors import BackendError, RequestError
 from refusal_nn.store import JobLedger

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from refusal_nn.backends.ndif._payload import Job, compress
-from refusal_nn.backends.ndif._queue import Jobs, execute, learn_dtype
+from refusal_nn.backends import Limits, Ndif
+from refusal_nn.backends._payload import Job, compress
+from refusal_nn.backends.ndif._queue import Jobs
 from refusal_nn.backends.ndif._service import Answer, UnansweredError
 from refusal_nn.errors import BackendError, Detached, ModelError, RequestError, UnavailableError
-from refusal_nn.models import Limits, Link
 from refusal_nn.store import JobLedger
 from tests.families import tiny_model
 from tests.patience import limit
@@ -103,9 +103,9 @@ class Pairs:
 
 
 def jobs_at(server: Any, ledger: JobLedger | None = None, limits: Limits = PATIENT) -> Jobs:
-    link = Link(server, "key", "org/model", limits)
+    link = Ndif(server, "key", "org/model", limits)
     network = SimpleNamespace(_remoteable_get_env=dict)
-    model: Any = SimpleNamespace(remote=link, nnsight=network)
+    model: Any = SimpleNamespace(backend=link, nnsight=network)
     return Jobs(model, Pairs(), ledger if ledger is not None else JobLedger())
 
 
@@ -180,7 +180,7 @@ def test_a_failure_that_may_pass_is_repeated_with_the_same_batches() -> None:
     jobs = jobs_at(server)
     assert collected(jobs, 2) == [0, 1]
     assert list(server.jobs.values()) == [(0, 1)] * 3
-    assert jobs.link.retried == 2
+    assert jobs.backend.retried == 2
     assert [e["state"] for e in jobs.ledger.jobs] == ["failed", "failed", "done"]
 
 
@@ -365,7 +365,7 @@ def test_a_request_is_told_when_its_time_ends() -> None:
     seen: list[float] = []
     server = Scripted([RUNNING, DONE])
     jobs = jobs_at(server)
-    server.before_ask = lambda job: seen.append(jobs.link.service.until - time.monotonic())
+    server.before_ask = lambda job: seen.append(jobs.backend.service.until - time.monotonic())
     collected(jobs, 2)
     assert seen
     assert all(0 < left <= PATIENT.deadline for left in seen)
@@ -421,7 +421,7 @@ def test_the_status_line_tells_of_every_change_once() -> None:
     server = Scripted([None, RUNNING, RUNNING, DONE])
     jobs = jobs_at(server)
     lines: list[str] = []
-    jobs.link.notify = lines.append
+    jobs.backend.notify = lines.append
     collected(jobs, 2)
     assert lines == list(dict.fromkeys(lines))
     assert lines[0] == f"{HOST}: 1 submitted"
@@ -447,11 +447,13 @@ def test_the_dtype_of_a_model_that_is_not_deployed_yet_is_learned_before_a_run()
     server: Any = Scripted([DONE])
     server.submit = lambda *_: server.jobs.setdefault("job0", ()) or "job0"
     server.download = lambda url: told("bfloat16")
-    model.remote = Link(server, "key", "org/model", QUICK, dtype_known=False)
-    learn_dtype(model)
+    model.backend = Ndif(
+        server, "key", "org/model", replace(PATIENT, deadline=limit(60)), dtype_known=False
+    )
+    model.backend.learn_dtype(model)
     assert model.identity()["dtype"] == "bfloat16"
-    learn_dtype(model)
+    model.backend.learn_dtype(model)
     assert len(server.asked) == 1  # it is known now
     server.download = lambda url: told("float16")
     with pytest.raises(ModelError, match="in float16, but bfloat16 was expected"):
-        execute(model, [])
+        model.backend.run(model, [])

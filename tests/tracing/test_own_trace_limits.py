@@ -8,10 +8,10 @@ from typing import Any
 import nnsight
 import pytest
 
+from refusal_nn.backends import Limits, Local, Ndif, Preflight, Remote, Service
 from refusal_nn.backends.ndif import _trace as _ndif_trace
 from refusal_nn.errors import BackendError
-from refusal_nn.models import Limits, Link, Service
-from refusal_nn.tracing import Preflight, Remote, pad
+from refusal_nn.tracing import pad
 from tests.families import tiny_module, wrap
 
 INPUTS = pad([[7, 8, 9]], 0).inputs()
@@ -20,7 +20,7 @@ INPUTS = pad([[7, 8, 9]], 0).inputs()
 def model_at(deadline: float) -> Any:
     # not the session's own tiny model: it would stay remote, and may have its process running already
     model = wrap(copy.deepcopy(tiny_module("llama")), name="remote-llama")
-    model.remote = Link(Service("http://server"), "key", "org/model", Limits(deadline=deadline))
+    model.backend = Ndif(Service("http://server"), "key", "org/model", Limits(deadline=deadline))
     return model
 
 
@@ -31,7 +31,7 @@ def test_the_check_before_sending_ends_at_the_deadline_and_can_be_made_again() -
         model.nnsight.trace(INPUTS, backend=Preflight(model)),
     ):
         nnsight.save(model.nnsight.model.layers[1].output)
-    model.remote = None
+    model.backend = Local()
     with model.nnsight.trace(INPUTS, backend=Preflight(model)):
         nnsight.save(model.nnsight.model.layers[1].output)
 

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from nnsight.modeling.transformers import TransformersModel
 
 import refusal_nn as rn
-from refusal_nn.backends._dry_run import _worker
+from refusal_nn.backends import Limits, Ndif, Service
+from refusal_nn.backends._payload import Batches, Job, _compact, decompress
+from refusal_nn.backends._process import worker_of
+from refusal_nn.backends._size import size_of
 from refusal_nn.backends.ndif._errors import TooMuchError, failure_of
-from refusal_nn.backends.ndif._payload import Job, Passes, _compact, decompress
-from refusal_nn.backends.ndif._size import size_of
 from refusal_nn.errors import BackendError, ModelError, PreflightError, UnavailableError
 from refusal_nn.interventions import DirectionalAblation
-from refusal_nn.models import Limits, Link, Service
 from refusal_nn.shipped.job import pack, run_request, unpack
 from refusal_nn.tracing import Capture, Ref, Start, forward_request, generate_request, pad, run
 
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23]]
 SERVICE = Service("http://server", "a-secret-key")
-LINK = Link(SERVICE, "key", "org/model")
+LINK = Ndif(SERVICE, "key", "org/model")
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,13 @@ def remote_of(model) -> rn.models.Model:
             name: getattr(model, name)
             for name in ("name", "source", "nnsight", "tokenizer", "arch", "dtype", "device")
         },
-        backend="ndif",
-        remote=LINK,
+        backend=LINK,
     )
 
 
 def answer_of(model, blob: bytes) -> bytes:
     """What a server would send back: the block run elsewhere, compressed."""
-    saved = _worker(model, weights=True).ask(decompress(blob))
+    saved = worker_of(model, weights=True).ask(decompress(blob))
     buffer = io.BytesIO()
     torch.save(saved, buffer)
     return zstandard.ZstdCompressor().compress(buffer.getvalue())
@@ -83,7 +82,7 @@ def answer_of(model, blob: bytes) -> bytes:
 def test_a_job_gives_what_its_batches_give(model) -> None:
     twin = remote_of(model)
     expected = run(model, batch_requests(model))
-    passes = Passes(twin, lambda i: batch_requests(model))
+    passes = Batches(twin, lambda i: batch_requests(model))
     job = passes.job([3, 5])
     found = passes.answers(job, answer_of(model, passes.blob(job)))
     assert len(found) == 2
@@ -104,7 +103,7 @@ def test_what_shared_requests_hold_is_there_for_every_batch(model) -> None:
         start = Start(layer, Ref(0, "resid", shared=True, layer=layer))
         return [forward_request(model, batch, [Capture("end", "resid_post", 7)], start=start)]
 
-    passes = Passes(twin, requests, [held])
+    passes = Batches(twin, requests, [held])
     job = passes.job([2, 6])
     first, last = passes.answers(job, answer_of(model, passes.blob(job)))
     (whole,) = run(model, [forward_request(model, batch, [Capture("end", "resid_post", 7)])])
@@ -116,7 +115,7 @@ def test_what_shared_requests_hold_is_there_for_every_batch(model) -> None:
 
 def test_the_check_travels_until_it_has_passed(model) -> None:
     twin = remote_of(model)
-    passes = Passes(twin, lambda i: [])
+    passes = Batches(twin, lambda i: [])
     before = len(passes.blob(Job((0,), ((),))))
     twin.verified = True
     assert len(passes.blob(Job((0,), ((),)))) < before
@@ -140,9 +139,9 @@ def answered(model, **facts: str) -> bytes:
 )
 def test_a_server_with_another_model_than_meant_is_refused(model, facts, said: str) -> None:
     twin = remote_of(model)
-    twin.remote = Link(SERVICE, "key", "org/model", pinned="a" * 40)
+    twin.backend = Ndif(SERVICE, "key", "org/model", pinned="a" * 40)
     with pytest.raises(ModelError, match=said):
-        Passes(twin, lambda i: []).answers(Job(()), answered(model, **facts))
+        Batches(twin, lambda i: []).answers(Job(()), answered(model, **facts))
 
 
 def test_gradients_are_refused_where_the_weights_are_elsewhere(model) -> None:
@@ -163,7 +162,7 @@ def test_a_result_cannot_make_the_client_run_code(model) -> None:
     torch.save({"answer": Trap()}, buffer)
     content = zstandard.ZstdCompressor().compress(buffer.getvalue())
     with pytest.raises(pickle.UnpicklingError):
-        Passes(remote_of(model), lambda i: []).answers(Job(()), content)
+        Batches(remote_of(model), lambda i: []).answers(Job(()), content)
 
 
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, torch.bfloat16)
@@ -219,8 +218,8 @@ def test_jobs_are_cut_by_each_limit(model) -> None:
         (Limits(), 7),
     ):
         twin = remote_of(model)
-        twin.remote = Link(SERVICE, "key", "org/model", limits)
-        jobs = [job.batches for job in Passes(twin, requests).jobs(range(7))]
+        twin.backend = Ndif(SERVICE, "key", "org/model", limits)
+        jobs = [job.batches for job in Batches(twin, requests).jobs(range(7))]
         assert [b for batches in jobs for b in batches] == list(range(7))
         assert max(map(len, jobs)) == per_job
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from refusal_nn.errors import BackendError, PreflightError, UnavailableError
-from refusal_nn.models import Link
+
+if TYPE_CHECKING:
+    from refusal_nn.backends.ndif._backend import Ndif
 
 _FRAME = re.compile(r'^\s*File "(?:\[[^\]]*\] )?(?P<path>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last)"
@@ -27,12 +30,12 @@ class TooMuchError(BackendError):
     """A job needed more time or memory than the server gives it; its halves may pass."""
 
 
-def failure_of(link: Link, said: str) -> Exception:
+def failure_of(backend: Ndif, said: str) -> Exception:
     """The exception that a failed job means.
 
     Parameters
     ----------
-    link : Link
+    backend : Ndif
     said : str
         The server's message: a sentence, or a traceback where the job's own code failed.
 
@@ -41,7 +44,7 @@ def failure_of(link: Link, said: str) -> Exception:
     Exception
         :class:`UnavailableError` where the same job may succeed when sent again.
     """
-    said = link.service.scrub(said).strip()
+    said = backend.service.scrub(said).strip()
     if _TRACEBACK in said:
         return _raised(said)
     line = " ".join(said.split())
@@ -58,7 +61,7 @@ def failure_of(link: Link, said: str) -> Exception:
     if line.startswith("Could not deploy"):
         reason = line.partition(". ")[2] or line
         return BackendError(
-            f"the server has not deployed {link.repo!r} and cannot: {_sentence(reason)}; choose a "
+            f"the server has not deployed {backend.repo!r} and cannot: {_sentence(reason)}; choose a "
             "deployed model (`refusal-nn remote status`) or ask its operator."
         )
     if "execution timeout" in line:

@@ -11,10 +11,10 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from refusal_nn.backends._payload import Job, Packing
 from refusal_nn.backends.ndif._errors import TooMuchError, failure_of
-from refusal_nn.backends.ndif._payload import Block, Job, Passes, Work
 from refusal_nn.backends.ndif._service import Answer, TooLargeError, UnansweredError
 from refusal_nn.errors import (
     BackendError,
@@ -23,10 +23,10 @@ from refusal_nn.errors import (
     RequestError,
     UnavailableError,
 )
-from refusal_nn.models import Model
-from refusal_nn.tracing._request import Request, Results
 
 if TYPE_CHECKING:
+    from refusal_nn.backends.ndif._backend import Ndif
+    from refusal_nn.models import Model
     from refusal_nn.store import JobLedger
 
 T = TypeVar("T")
@@ -64,15 +64,14 @@ class Jobs:
     Parameters
     ----------
     model : Model
-    work : Work
+    work : Packing
         What the jobs are made of.
     ledger : JobLedger
     """
 
-    def __init__(self, model: Model, work: Work, ledger: JobLedger) -> None:
-        assert model.remote is not None
+    def __init__(self, model: Model, work: Packing, ledger: JobLedger) -> None:
         self.model = model
-        self.link = model.remote
+        self.backend = cast("Ndif", model.backend)
         self.work = work
         self.ledger = ledger
         self.under_way: list[UnderWay] = []
@@ -147,12 +146,12 @@ class Jobs:
             return False
         half = (len(job.batches) + 1) // 2
         self.most = half if self.most is None else min(self.most, half)
-        self.link.retried += 1
+        self.backend.retried += 1
         self._cut([b for b in job.batches if b in self.wanted])
         return True
 
     def _room(self) -> bool:
-        return len(self.under_way) < self.link.limits.in_flight
+        return len(self.under_way) < self.backend.limits.in_flight
 
     def _inherit(self) -> set[int]:
         """Take up what an earlier process submitted; the batches nobody was asked for."""
@@ -190,10 +189,10 @@ class Jobs:
             return False
         if self.sealed is None or self.sealed[0] is not job:
             self.sealed = (job, self.work.blob(job))
-        blob, service = self.sealed[1], self.link.service
+        blob, service = self.sealed[1], self.backend.service
         env = self.model.nnsight._remoteable_get_env()
         try:
-            name = self._in_time(lambda: service.submit(blob, self.link.key, env, True))
+            name = self._in_time(lambda: service.submit(blob, self.backend.key, env, True))
         except UnansweredError as error:
             said = str(error).partition("; ")[0].rstrip(".")
             raise self._kept(
@@ -211,7 +210,7 @@ class Jobs:
             if self._silent():
                 raise self._kept(error) from error
             self._tell(f"retrying: {error}")
-            self.link.retried += 1
+            self.backend.retried += 1
             self.not_before = time.monotonic() + self._backoff(self.refused)
             self.refused += 1
             return False
@@ -227,7 +226,7 @@ class Jobs:
 
         Batches of inherited jobs that the server lost are added to ``lost``.
         """
-        service = self.link.service
+        service = self.backend.service
         for work in list(self.under_way):
             answer = self._patiently(lambda: service.ask(work.id))  # noqa: B023 - called at once
             # a place in the queue is told in the message
@@ -250,7 +249,7 @@ class Jobs:
                 yield from self._finish(work, answer, lost)
 
     def _finish(self, work: UnderWay, answer: Answer, lost: set[int]) -> Iterator[tuple[int, Any]]:
-        service, before = self.link.service, self.link.service.received
+        service, before = self.backend.service, self.backend.service.received
         batches = work.job.batches
         try:
             content = self._patiently(lambda: service.download(answer.url))
@@ -295,16 +294,16 @@ class Jobs:
 
     def _failed(self, work: UnderWay, answer: Answer, lost: set[int]) -> None:
         """Raise, or send the batches again where that may help."""
-        error = failure_of(self.link, answer.message)
+        error = failure_of(self.backend, answer.message)
         self.ledger.ended(work.id, "failed", reason=str(error))
         if isinstance(error, TooMuchError) and self._smaller(work.job):
             return
         if work.inherited:  # judge it by an attempt of our own
             lost.update(b for b in work.job.batches if b in self.wanted)
             return
-        if not isinstance(error, UnavailableError) or work.attempt > self.link.limits.retries:
+        if not isinstance(error, UnavailableError) or work.attempt > self.backend.limits.retries:
             raise error
-        self.link.retried += 1
+        self.backend.retried += 1
         self.not_before = time.monotonic() + self._backoff(work.attempt - 1)
         self.again.append((work.job, work.attempt + 1))
 
@@ -322,13 +321,13 @@ class Jobs:
                 if self._silent():
                     raise self._kept(error) from error
                 self._tell(f"retrying: {error}")
-                self.link.retried += 1
+                self.backend.retried += 1
                 time.sleep(min(self._backoff(attempt), self._left()))
         raise AssertionError("unreachable")
 
     def _in_time(self, action: Callable[[], T]) -> T:
         """Do something at the server that ends at the deadline."""
-        service = self.link.service
+        service = self.backend.service
         service.until = time.monotonic() + self._left()
         try:
             return action()
@@ -336,11 +335,11 @@ class Jobs:
             service.until = None
 
     def _backoff(self, attempt: int) -> float:
-        return min(self.link.limits.backoff * 2 ** min(attempt, 30), LONGEST_PAUSE)
+        return min(self.backend.limits.backoff * 2 ** min(attempt, 30), LONGEST_PAUSE)
 
     def _left(self) -> float:
         """Seconds until the deadline, a little more than none."""
-        return max(0.01, self.news + self.link.limits.deadline - time.monotonic())
+        return max(0.01, self.news + self.backend.limits.deadline - time.monotonic())
 
     def _pause(self) -> None:
         """Wait before the next round of questions.
@@ -350,7 +349,7 @@ class Jobs:
         BackendError
             If there was no news for too long.
         """
-        limits = self.link.limits
+        limits = self.backend.limits
         quiet = time.monotonic() - self.news
         own = [work for work in self.under_way if not work.inherited]
         if self._silent() and own:
@@ -368,7 +367,7 @@ class Jobs:
         time.sleep(min(pause, self._left()))
 
     def _silent(self) -> bool:
-        return time.monotonic() - self.news > self.link.limits.deadline
+        return time.monotonic() - self.news > self.backend.limits.deadline
 
     def _kept(self, error: UnavailableError) -> UnavailableError:
         if self.ledger.file is None:
@@ -383,10 +382,10 @@ class Jobs:
 
     @property
     def _host(self) -> str:
-        return self.link.service.host
+        return self.backend.service.host
 
     def _tell(self, more: str = "") -> None:
-        if self.link.notify is None:
+        if self.backend.notify is None:
             return
         counts: dict[str, int] = {}
         for work in self.under_way:
@@ -395,46 +394,7 @@ class Jobs:
         line = "; ".join(part for part in (f"{self._host}: {states or 'no jobs'}", more) if part)
         if line != self.told:
             self.told = line
-            self.link.notify(line)
-
-
-def send(model: Model, block: bytes) -> bytes:
-    """Run one serialised block and wait; the bytes of what it saved."""
-    return _one(model, Block(block))  # type: ignore[no-any-return]
-
-
-def learn_dtype(model: Model) -> None:
-    """Have a model deployed that is not yet, by an empty job, to know what dtype it runs in there.
-
-    The dtype is part of what a run is known by, so it is needed before the first stage.
-    """
-    if model.remote is not None and not model.remote.dtype_known:
-        execute(model, [])
-
-
-def execute(model: Model, requests: Sequence[Request]) -> Results:
-    """Run requests as one job and wait for it."""
-    return _one(model, Passes(model, lambda _: requests))  # type: ignore[no-any-return]
-
-
-def _one(model: Model, work: Work) -> Any:
-    from refusal_nn.store import JobLedger
-
-    ((_, answer),) = Jobs(model, work, JobLedger()).answers([0], detach=False)
-    return answer
-
-
-def stream(
-    model: Model,
-    indices: Sequence[int],
-    requests: Callable[[int], Sequence[Request]],
-    shared: Sequence[Request],
-    ledger: JobLedger,
-) -> Iterator[tuple[int, Results]]:
-    """Results of the batches of a stage, as they come."""
-    assert model.remote is not None
-    jobs = Jobs(model, Passes(model, requests, shared), ledger)
-    yield from jobs.answers(indices, detach=model.remote.detach)
+            self.backend.notify(line)
 
 
 def _given_up(work: UnderWay, answer: Answer | None) -> bool:

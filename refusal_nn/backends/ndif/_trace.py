@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +12,13 @@ from nnsight.tracing.backend import Backend
 from nnsight.tracing.tracer import save
 from nnsight.tracing.util import push
 
-from refusal_nn.backends._dry_run import Preflight, serialise
-from refusal_nn.backends.ndif._queue import send
+from refusal_nn.backends._payload import Job, compress, decompress
+from refusal_nn.backends._process import Preflight, serialise
+from refusal_nn.backends.ndif._backend import Ndif
+from refusal_nn.backends.ndif._queue import Jobs
 from refusal_nn.errors import BackendError, RequestError
 from refusal_nn.models import Model
+from refusal_nn.store import JobLedger
 
 
 class Remote(Backend):  # type: ignore[misc]
@@ -44,17 +49,17 @@ class Remote(Backend):  # type: ignore[misc]
     ::
 
         model = rn.load_model("tiny-refuser", backend="ndif")
-        with model.nnsight.trace("how are you", backend=rn.tracing.Remote(model)):
+        with model.nnsight.trace("how are you", backend=rn.backends.Remote(model)):
             norm = nnsight.save(model.nnsight.model.layers[3].output.norm(dim=-1))
     """
 
     def __init__(self, model: Model, *, preflight: bool = True) -> None:
-        if model.remote is None:
+        if not isinstance(model.backend, Ndif):
             raise RequestError(
-                f"model {model.name!r} runs on backend {model.backend}; load it with backend='ndif' to "
-                "trace it on a server."
+                f"model {model.name!r} runs on backend {model.backend.name}; load it with "
+                "backend='ndif' to trace it on a server."
             )
-        self.model = model
+        self.model, self.host = model, model.backend.service.host
         self.preflight = Preflight(model) if preflight else None
 
     def __call__(self, tracer: Any) -> None:
@@ -69,10 +74,39 @@ class Remote(Backend):  # type: ignore[misc]
             values = list(saved.values())
         except Exception as error:  # bytes that are no result may break anything that reads them
             raise BackendError(
-                f"what the server at {self.model.remote.service.host} sent back cannot be read "  # type: ignore[union-attr]
+                f"what the server at {self.host} sent back cannot be read "
                 f"({type(error).__name__}: {error}); save tensors and plain values, and compare "
                 "versions with `refusal-nn remote status`."
             ) from error
         for value in values:
             save(value)
         push(tracer.info.frame, saved)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One serialised block that is somebody else's; its answer is the bytes that come back."""
+
+    sent: bytes
+
+    def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
+        """The one job."""
+        yield self.job(batches)
+
+    def job(self, batches: Sequence[int]) -> Job:
+        """The one job."""
+        return Job(tuple(batches))
+
+    def blob(self, job: Job) -> bytes:
+        """The compressed block."""
+        return compress(self.sent)
+
+    def answers(self, job: Job, content: bytes) -> list[bytes]:
+        """The bytes of what it saved."""
+        return [decompress(content)]
+
+
+def send(model: Model, block: bytes) -> bytes:
+    """Run one serialised block and wait; the bytes of what it saved."""
+    ((_, answer),) = Jobs(model, Block(block), JobLedger()).answers([0], detach=False)
+    return answer  # type: ignore[no-any-return]

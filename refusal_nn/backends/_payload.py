@@ -1,4 +1,4 @@
-"""The client's side of a job: which batches, its bytes, and its answer."""
+"""A job as bytes: which batches, what is sent, and what comes back."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import nnsight
 import torch
 import zstandard
 from nnsight.tracing.backend import Backend
 
-from refusal_nn.backends._dry_run import serialise
-from refusal_nn.backends._functions import check_functions
-from refusal_nn.backends.ndif._size import size_of
-from refusal_nn.errors import ModelError
-from refusal_nn.models import DTYPES, EMBEDDED, Model
+from refusal_nn.backends._functions import check_job
+from refusal_nn.backends._limits import Limits
+from refusal_nn.backends._process import serialise
+from refusal_nn.backends._size import size_of
+from refusal_nn.models import EMBEDDED, Model
 from refusal_nn.shipped.job import digest, run_job, unpack
-from refusal_nn.tracing._check import check_requests, judge_check
-from refusal_nn.tracing._request import Request, Results
+from refusal_nn.tracing import Request, Results, check_requests, judge_check
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Job:
     requests: tuple[Sequence[Request], ...] = ()
 
 
-class Work(Protocol):
+class Packing(Protocol):
     """What jobs are made of and what their answers are made into."""
 
     def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
@@ -51,9 +50,33 @@ class Work(Protocol):
         ...
 
 
+class Elsewhere(Protocol):
+    """What packing asks of a backend whose jobs run in another process."""
+
+    limits: Limits
+
+    def preflight(self, model: Model, block: bytes) -> None:
+        """See that a job can be read where this package is missing."""
+        ...
+
+    def lacking(self, own: set[str], named: set[str]) -> set[str]:
+        """Of modules that do not travel, those that are not there.
+
+        Parameters
+        ----------
+        own, named : set of str
+            Modules that functions of the user's are from, and that they name.
+        """
+        ...
+
+    def check_facts(self, model: Model, facts: Mapping[str, Any]) -> None:
+        """Refuse the model there if it is not the one that is meant."""
+        ...
+
+
 @dataclass(frozen=True)
-class Passes:
-    """The batches of a stage.
+class Batches:
+    """The batches of a stage, for a model whose jobs run elsewhere.
 
     Parameters
     ----------
@@ -68,10 +91,14 @@ class Passes:
     requests: Callable[[int], Sequence[Request]]
     shared: Sequence[Request] = ()
 
+    @property
+    def there(self) -> Elsewhere:
+        """Where the jobs run."""
+        return cast(Elsewhere, self.model.backend)
+
     def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
         """Batches in order, as many to a job as the limits allow, at least one."""
-        assert self.model.remote is not None
-        limits = self.model.remote.limits
+        limits = self.there.limits
         total = base = size_of(self.model, self.shared)
         taken: list[int] = []
         parts: list[Sequence[Request]] = []
@@ -95,64 +122,57 @@ class Passes:
         """The job of just these batches."""
         return Job(tuple(batches), tuple(self.requests(i) for i in batches))
 
-    def blob(self, job: Job) -> bytes:
-        """The compressed bytes of a job, as nnsight sends a session.
+    def block(self, job: Job) -> bytes:
+        """The bytes of a job, as nnsight sends a session.
 
         The first jobs of a process also carry the load-time check.
 
         Raises
         ------
         PreflightError
-            If something in it cannot be serialised, or a function of the user's cannot travel.
+            If something in it cannot be serialised or read, or a function of the user's cannot travel.
         """
         model, memo = self.model, dict[int, torch.Tensor]()
-        plain = {
-            "shared": [_plain(r, memo) for r in self.shared],
-            "batches": [[_plain(r, memo) for r in part] for part in job.requests],
-            "check": [] if model.verified else [_plain(r, memo) for r in check_requests(model)],
+
+        def plain(requests: Sequence[Request]) -> list[Any]:
+            return [_compact(request.plain(), memo) for request in requests]
+
+        content = {
+            "shared": plain(self.shared),
+            "batches": [plain(part) for part in job.requests],
+            "check": [] if model.verified else plain(check_requests(model)),
             "weigh": not model.verified and model.name in EMBEDDED,
         }
         network, backend = model.nnsight, _Bytes()
         with model.lock, network.session(backend=backend):
-            answer = nnsight.save(run_job(network, plain))  # noqa: F841 - the name it comes back by
+            answer = nnsight.save(run_job(network, content))  # noqa: F841 - the name it comes back by
         asked = [*self.shared, *(request for part in job.requests for request in part)]
-        check_functions(model, asked, backend.blob)
-        return compress(backend.blob)
+        check_job(model, asked, backend.block)
+        return backend.block
 
-    def answers(self, job: Job, content: bytes) -> list[Results]:
+    def blob(self, job: Job) -> bytes:
+        """The compressed bytes of a job; see :meth:`block`."""
+        return compress(self.block(job))
+
+    def results(self, answer: Mapping[str, Any]) -> list[Results]:
         """The results of each batch.
 
         Raises
         ------
         ModelError
-            If the answer shows that the server's model is not the one the client means.
+            If the answer shows that the model there is not the one that is meant, or does not fit its
+            map.
         """
+        self.there.check_facts(self.model, answer["facts"])
+        for results in unpack(answer["check"]):
+            if results and not self.model.verified:
+                judge_check(self.model, results[0]["error"])
+        return unpack(answer["batches"])
+
+    def answers(self, job: Job, content: bytes) -> list[Results]:
+        """The results of each batch, from the bytes received; see :meth:`results`."""
         found = torch.load(io.BytesIO(decompress(content)), map_location="cpu", weights_only=True)
-        _check_facts(self.model, found["answer"])
-        return unpack(found["answer"]["batches"])
-
-
-@dataclass(frozen=True)
-class Block:
-    """One serialised block that is somebody else's; its answer is the bytes that come back."""
-
-    sent: bytes
-
-    def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
-        """The one job."""
-        yield self.job(batches)
-
-    def job(self, batches: Sequence[int]) -> Job:
-        """The one job."""
-        return Job(tuple(batches))
-
-    def blob(self, job: Job) -> bytes:
-        """The compressed block."""
-        return compress(self.sent)
-
-    def answers(self, job: Job, content: bytes) -> list[bytes]:
-        """The bytes of what it saved."""
-        return [decompress(content)]
+        return self.results(found["answer"])
 
 
 def compress(data: bytes) -> bytes:
@@ -169,19 +189,10 @@ class _Bytes(Backend):  # type: ignore[misc]
     """nnsight backend that keeps the bytes of a block instead of running it."""
 
     def __init__(self) -> None:
-        self.blob = b""
+        self.block = b""
 
     def __call__(self, tracer: Any) -> None:
-        self.blob = serialise(tracer)
-
-
-def _plain(request: Request, memo: dict[int, torch.Tensor]) -> dict[str, Any]:
-    return {
-        "inputs": {name: _whole(x, memo) for name, x in request.inputs.items()},
-        "plan": _compact(request.plan, memo),
-        "options": dict(request.options),
-        "generate": request.generate,
-    }
+        self.block = serialise(tracer)
 
 
 def _compact(value: Any, memo: dict[int, torch.Tensor]) -> Any:
@@ -202,44 +213,7 @@ def _whole(x: torch.Tensor, memo: dict[int, torch.Tensor]) -> torch.Tensor:
     return memo.setdefault(id(x), x.detach().contiguous().clone())
 
 
-def _check_facts(model: Model, answer: Mapping[str, Any]) -> None:
-    """Compare what the server tells of its model with what is known here; once a process."""
-    facts = answer["facts"]
-    remote = model.remote
-    assert remote is not None
-    if not remote.dtype_known:  # it was not deployed when the model was loaded
-        model.dtype, remote.dtype_known = DTYPES.get(facts["dtype"], model.dtype), True
-    mine = str(model.dtype).removeprefix("torch.")
-    if facts["dtype"] != mine:
-        raise ModelError(
-            f"the server runs {remote.repo!r} in {facts['dtype']}, but {mine} was expected; pass "
-            f"--dtype {facts['dtype']}, or have it deployed in {mine}."
-        )
-    if remote.by_commit and not facts["commit"]:
-        raise ModelError(
-            f"the server does not tell which commit of {remote.repo!r} it runs, so it may not be "
-            f"{str(remote.pinned)[:12]}; leave --revision out to use what it has, or have that commit "
-            "deployed."
-        )
-    if remote.pinned and facts["commit"] and facts["commit"] != remote.pinned:
-        meant = "was asked for" if remote.by_commit else "is what the hub has now"
-        raise ModelError(
-            f"the server runs commit {facts['commit'][:12]} of {remote.repo!r}, but "
-            f"{remote.pinned[:12]} {meant}; pass --revision {facts['commit']}, or have the model "
-            "deployed again."
-        )
-    if facts["weights"] and not model.verified and facts["weights"] != _own_digest(model):
-        raise ModelError(
-            f"the weights of {remote.repo!r} on the server are not those of the embedded "
-            f"{model.name!r}; pass --model {remote.repo} to use the server's."
-        )
-    for results in unpack(answer["check"]):
-        if results and not model.verified:
-            judge_check(model, results[0]["error"])
-            model.verified = True
-
-
-def _own_digest(model: Model) -> str:
+def digest_of(model: Model) -> str:
     """Digest of an embedded model's weights in the server's dtype, read one by one."""
     from safetensors import safe_open
 

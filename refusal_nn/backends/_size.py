@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from refusal_nn.models import Model
-from refusal_nn.tracing._request import Request
+from refusal_nn.tracing import Request
 
 GRADIENT_COST = 3
 """A pass with gradients takes about three times as long as one without."""

@@ -1,4 +1,4 @@
-"""The process behind the dry-run backend: run as a script, never imported.
+"""The process behind dry runs and preflights: run as a script, never imported.
 
 Reads serialised nnsight jobs from standard input and writes what they saved to standard output,
 each with an 8-byte length. Like a server it has torch, transformers and nnsight, and none of our
@@ -24,7 +24,7 @@ class Missing(importlib.abc.MetaPathFinder):
         return
 
 
-def load(source: str, dtype: str, attention: str, weights: str, revision: str) -> Any:
+def load(source: str, dtype: str, attention: str, weights: str, revision: str, trusted: str) -> Any:
     import torch
     from nnsight.modeling.transformers import TransformersModel
     from transformers.utils import logging
@@ -38,6 +38,7 @@ def load(source: str, dtype: str, attention: str, weights: str, revision: str) -
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
         **({"revision": revision} if revision else {}),
+        **({"trust_remote_code": True} if trusted else {}),
         **({"device": "cpu"} if weights == "weights" else {}),
     )
 

@@ -1,0 +1,39 @@
+"""Old names that still work, with a warning, for one version."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def renamed(
+    module: str, names: str | Mapping[str, str], *, stacklevel: int = 2
+) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` that answers to old names.
+
+    Parameters
+    ----------
+    module : str
+        The module that the names were in.
+    names : str or mapping
+        Old name to ``module:name``; or the module that all of it is in now.
+    stacklevel : int
+        Frames from here to who asked for the name.
+    """
+
+    def find(name: str) -> Any:
+        new = names.get(name) if not isinstance(names, str) else f"{names}:{name}"
+        if new is None or name.startswith("__"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        where, _, what = new.partition(":")
+        found = getattr(import_module(where), what)
+        warnings.warn(
+            f"{module}.{name} is now {where}.{what}; the old name goes with the next version.",
+            DeprecationWarning,
+            stacklevel=stacklevel,
+        )
+        return found
+
+    return find

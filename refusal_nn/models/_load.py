@@ -1,0 +1,349 @@
+"""How a model is loaded: from an embedded name, a folder or the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from refusal_nn.errors import ModelError, RequestError
+from refusal_nn.models._architecture import build_architecture
+from refusal_nn.models._backend import Backend, Loading, backend_class
+from refusal_nn.models._catalogue import EMBEDDED, embedded_path
+from refusal_nn.models._commit import commit_of
+from refusal_nn.models._hashes import weights_hash
+from refusal_nn.models._model import Model
+
+if TYPE_CHECKING:
+    from refusal_nn.backends import Limits
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_model(
+    name: str,
+    *,
+    backend: str = "local",
+    host: str | None = None,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    limits: Limits | None = None,
+    detach: bool = False,
+) -> Model:
+    """Load a chat model by embedded name, local folder or hub id.
+
+    Parameters
+    ----------
+    name : str
+        An embedded model (``tiny-refuser``), a folder written by ``save_pretrained``, or a hub id.
+    backend : {"local", "ndif", "dry-run"}
+        Where jobs run. ``ndif``: on an NDIF server; no weights are loaded here. ``dry-run`` runs the
+        serialised job in a process where this package cannot be imported, as a server would.
+    host : str, optional
+        Address of the NDIF server; default ``NDIF_HOST``, else the one nnsight is configured for.
+        The access key is ``NDIF_API_KEY`` or the one nnsight keeps.
+    device : str, optional
+        ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` to spread over all GPUs (needs the ``accelerate``
+        extra). Default: ``cuda`` where there is one. Not for ``ndif``.
+    dtype : str or torch.dtype, optional
+        ``float32``, ``float64``, ``bfloat16`` or ``float16``; default the checkpoint's own, or what
+        the server runs.
+    revision : str, optional
+        Branch, tag or commit of a hub model.
+    chat_template : str, optional
+        A Jinja file, or ``raw``; default the tokenizer's own template.
+    trust_remote_code : bool
+        Run code from the model's repository. Never by default.
+    attn_implementation : str, optional
+        ``sdpa`` or ``eager``; default the model's own.
+    limits : Limits, optional
+        How work is cut into jobs for ``ndif``, and how long one is waited for.
+    detach : bool
+        For ``ndif``: runs submit a stage's jobs and raise :class:`~refusal_nn.errors.Detached`; the
+        same request made again collects them.
+
+    Raises
+    ------
+    RequestError
+        If options contradict each other, or the server's address is wrong.
+    ModelError
+        If the model cannot be found, read or mapped, or its weights are not complete or not finite.
+        (That its residual stream adds up on the map is measured by the first trace.)
+    UnavailableError
+        If no NDIF server answers.
+    """
+    chosen, source = backend_class(backend), _source(name)
+    elsewhere = {"host": host, "limits": limits, "detach": detach or None}
+    return chosen.load(
+        Loading(
+            name,
+            source,
+            dtype=_dtype(dtype),
+            reading={
+                "revision": revision,
+                "trust_remote_code": trust_remote_code,
+                "attn_implementation": attn_implementation,
+            },
+            chat_template=chat_template,
+            device=device,
+            elsewhere={k: v for k, v in elsewhere.items() if v is not None},
+        )
+    )
+
+
+def load_here(asked: Loading, backend: Backend) -> Model:
+    """A model with its weights, for a backend that runs it on this machine.
+
+    Raises
+    ------
+    RequestError
+        If it was asked for what only servers have, or for a device that is not there.
+    ModelError
+        As :func:`load_model`.
+    """
+    if asked.elsewhere:
+        raise RequestError(
+            f"host, deadline and detach are for backend ndif, not for {backend.name}; leave them out "
+            "or pass --backend ndif."
+        )
+    source = asked.source
+    nn_model, tokenizer, report = _read(asked, **_placement(asked.device))
+    model = wrap_model(
+        nn_model,
+        tokenizer,
+        name=folder_name(asked.name)
+        if asked.name not in EMBEDDED and Path(source).is_dir()
+        else asked.name,
+        source=source,
+        backend=backend,
+        revision=asked.reading["revision"],
+        chat_template=asked.chat_template,
+    )
+    _check_complete(model, report)
+    model.weights_hash = weights_hash(source, model.revision)
+    return model
+
+
+def wrap_model(
+    nn_model: Any,
+    tokenizer: Any,
+    *,
+    name: str,
+    source: str = "",
+    backend: str | Backend = "local",
+    revision: str | None = None,
+    chat_template: str | None = None,
+) -> Model:
+    """A :class:`Model` from an nnsight model made by hand; maps it and checks its weights.
+
+    ``backend`` is ``local``, ``dry-run`` or a backend made by hand.
+
+    Raises
+    ------
+    ModelError
+        As :func:`load_model`.
+    """
+    module = nn_model._module
+    parameter = next(module.parameters())
+    model = Model(
+        name=name,
+        source=source,
+        nnsight=nn_model,
+        tokenizer=tokenizer,
+        arch=build_architecture(module),
+        dtype=parameter.dtype,
+        device=parameter.device,
+        backend=backend_class(backend)() if isinstance(backend, str) else backend,
+        revision=commit_of(source, revision) or revision,
+        chat_template=chat_template,
+    )
+    module.requires_grad_(False)
+    module.eval()
+    if model.dtype == torch.float64 and module._can_set_experts_implementation():
+        module.set_experts_implementation("eager")  # the grouped matrix product has no float64
+    _check_finite(model)
+    return model
+
+
+def _source(name: str) -> str:
+    path = embedded_path(name)
+    if path is not None:
+        return str(path)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"folder {name!r} holds no config.json; give a folder written by save_pretrained."
+            )
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"no model folder at {name!r}; check the path.")
+    if "/" not in name:
+        raise ModelError(
+            f"unknown model {name!r}: embedded models are {', '.join(EMBEDDED)}; otherwise give a "
+            "folder or a hub id such as org/name."
+        )
+    return name
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise RequestError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _placement(device: str | None) -> dict[str, Any]:
+    if device == "auto":
+        try:
+            import accelerate  # noqa: F401
+        except ImportError as error:
+            raise RequestError(
+                "--device auto spreads a model over GPUs with accelerate, which is not installed; "
+                "pip install 'refusal-nn[accelerate]', or name one device."
+            ) from error
+        return {"device_map": "auto"}
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(chosen)
+    except RuntimeError as error:
+        raise RequestError(f"unknown device {chosen!r}; use cpu, cuda, cuda:1 or auto.") from error
+    if parsed.type == "meta":
+        raise RequestError("device 'meta' holds no weights to run; use cpu, cuda, cuda:1 or auto.")
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError(
+            f"device {chosen!r} asked for, but PyTorch sees no GPU; use --device cpu."
+        )
+    return {"device": chosen}
+
+
+def _read(asked: Loading, device: str | None = None, **placement: Any) -> Any:
+    """The wrapped model, its tokenizer, and what ``transformers`` says of the checkpoint's keys."""
+    from nnsight.modeling.transformers import TransformersModel
+    from transformers import AutoModelForCausalLM
+
+    reading = {k: v for k, v in asked.reading.items() if v is not None}
+    with not_loaded(asked.source), quiet():
+        tokenizer = read_tokenizer(asked)
+        # not by nnsight, which would drop the report
+        module, report = AutoModelForCausalLM.from_pretrained(
+            asked.source,
+            output_loading_info=True,
+            dtype=asked.dtype or "auto",
+            **reading,
+            **placement,
+        )
+        nn_model = TransformersModel(
+            module,
+            task="text-generation",
+            tokenizer=tokenizer,
+            **({} if device is None else {"device": device}),
+        )
+    return nn_model, tokenizer, report
+
+
+def folder_name(folder: str) -> str:
+    """What a model folder is called: its own name, also where it is given as ``.`` or ``~/x/..``."""
+    path = Path(folder).expanduser()
+    # a link keeps its own name, which says more than that of a snapshot of the hub
+    return path.name if path.name not in ("", "..") else path.resolve().name
+
+
+def read_tokenizer(asked: Loading) -> Any:
+    """The tokenizer of a folder or hub id."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        asked.source,
+        revision=asked.reading["revision"],
+        trust_remote_code=asked.reading["trust_remote_code"],
+    )
+
+
+@contextmanager
+def not_loaded(source: str) -> Iterator[None]:
+    """Turn what goes wrong while a model is read into one sentence with its fix."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = _reason(error, source).rstrip(".")
+        fix = (
+            "give a complete folder, model and tokenizer written by save_pretrained"
+            if Path(source).is_dir()
+            else "check the name, the revision and the network"
+        )
+        raise ModelError(
+            f"model {folder_name(source) if Path(source).is_dir() else source!r} cannot be loaded: "
+            f"{reason}; {fix}."
+        ) from error
+
+
+def _reason(error: BaseException, source: str) -> str:
+    """What went wrong, in one line without a path of this machine."""
+    text = str(error)
+    if "with any of the following classes" in text:
+        # transformers tries several classes and quotes the traceback of each
+        said = [line for line in text.splitlines() if re.match(r"\w*Error: ", line)]
+        text = said[0].partition(": ")[2] if said else text
+    if "is not a local folder and is not a valid model identifier" in text:
+        return "the hub has no such model, or none that you may see"
+    if "is not a valid git identifier" in text:
+        return "the hub has the model, but not at this revision"
+    if Path(source).is_dir():
+        text = text.replace(f"{source.rstrip('/')}/", "").replace(source, "the folder")
+    return " ".join(text.split())[:300]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the loading and saving bars of transformers, which are about files, not our work."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def _check_complete(model: Model, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that leaves parameters random, or whose blocks the model has no place for."""
+    missing = sorted(report["missing_keys"])
+    blocks = f"{model.arch.layers}."
+    surplus = sorted(key for key in report["unexpected_keys"] if key.startswith(blocks))
+    for keys, what in (
+        (missing, "are missing from its files, so they would be random"),
+        (surplus, "are in its files but not in the model that its config.json describes"),
+    ):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ModelError(
+                f"the weights of model {model.name!r} are not complete: {', '.join(keys[:3])}{more} "
+                f"{what}; give the whole checkpoint with its own config.json."
+            )
+
+
+def _check_finite(model: Model) -> None:
+    for name, parameter in model.module.named_parameters():
+        # one pass, no mask as large as the weights; NaN and infinity both survive a sum
+        if not torch.isfinite(parameter.sum(dtype=torch.float32)):
+            raise ModelError(
+                f"the weights of model {model.name!r} are not finite (NaN or infinity in {name}); "
+                "download or convert them again."
+            )
