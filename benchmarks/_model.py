@@ -24,9 +24,11 @@ SHARPNESS = 4.5
 PLANTED = 4.0
 SIZES = {
     "gpt2-small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
+    "deep": {"n_layer": 48, "n_embd": 64, "n_head": 16, "vocab_size": 2000},
+    "half-deep": {"n_layer": 12, "n_embd": 64, "n_head": 16, "vocab_size": 2000},
     "quick": {"n_layer": 5, "n_embd": 256, "n_head": 4, "vocab_size": 2000},
 }
-SEEDS = {"gpt2-small": 0, "quick": 20}
+SEEDS = {"gpt2-small": 0, "deep": 0, "half-deep": 0, "quick": 20}
 """Of the weights: the first for which 3 to 25 % of the candidates are admissible."""
 VERBS = {
     "harmful": (
@@ -61,7 +63,8 @@ def make_model(size: str = "gpt2-small", *, seed: int | None = None) -> Model:
 
     Parameters
     ----------
-    size : {"gpt2-small", "quick"}
+    size : str
+        One of :data:`SIZES`.
     seed : int, optional
         Of the weights; default the one of :data:`SEEDS`.
     """

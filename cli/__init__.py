@@ -15,6 +15,7 @@ import click
 
 from refusal_nn import __version__
 from refusal_nn.cli._options import STDOUT
+from refusal_nn.cli._others import OtherNoun, other_nouns
 from refusal_nn.cli._output import print_json
 from refusal_nn.cli._request import ARGV
 from refusal_nn.errors import Detached, RefusalNNError, RequestError
@@ -71,13 +72,13 @@ class Root(click.Group):
         return context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The nouns in the order of the help page."""
-        return list(NOUNS)
+        """The nouns in the order of the help page; those of installed packages last."""
+        return [*NOUNS, *other_nouns()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a noun, imported now; None for an unknown noun."""
         if cmd_name not in NOUNS:
-            return None
+            return OtherNoun(cmd_name) if cmd_name in other_nouns() else None
         command = import_module(f"refusal_nn.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command

@@ -136,9 +136,9 @@ def show_command(
 def _opened(stores: Path, name: str, consensus: float | None) -> tuple[Run, Circuit]:
     from refusal_nn import circuits
     from refusal_nn.errors import RequestError
-    from refusal_nn.runs import open_input
+    from refusal_nn.runs import open_run
 
-    run = open_input(stores, name, "circuit-discover")
+    run = open_run(stores, name, "circuit-discover")
     found = circuits.circuit_of(run)
     if consensus is None:
         return run, found

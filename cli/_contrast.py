@@ -1,4 +1,4 @@
-"""Options of commands that contrast the two prompts of pairs: which pairs, and by which metric."""
+"""The metric options: by what a command measures the two prompts of pairs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,13 @@ import click
 from refusal_nn.cli._options import together
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import Metric
+    from refusal_nn.contrasts import Metric
     from refusal_nn.models import Model
     from refusal_nn.runs import Run
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 METRICS = ("refusal-log-odds", "logit-difference", "projection", "kl")
-
-pairs_option = click.option(
-    "--pairs",
-    metavar="PAIRS",
-    default="tiny-pairs",
-    show_default=True,
-    help="Contrast pairs: a name or a CSV, JSON or JSONL file.",
-)
 
 metric_options: Callable[[F], F] = together(
     click.option(
@@ -49,21 +41,6 @@ metric_options: Callable[[F], F] = together(
         help="A direction-select run to project on (--metric projection).",
     ),
 )
-
-screen_option = click.option(
-    "--screen/--no-screen",
-    default=True,
-    show_default=True,
-    help="With refusal-log-odds: use only pairs whose prompts the model refuses and answers.",
-)
-
-positions_option = click.option(
-    "--positions",
-    metavar="LIST",
-    help="Positions from the prompt's end, such as -3,-1.",
-)
-
-layers_option = click.option("--layers", metavar="LIST", help="Blocks, such as 3,4,5; default all.")
 
 
 @dataclass(frozen=True)
@@ -92,23 +69,22 @@ class AskedMetric:
 
     def inputs(self, stores: Path) -> tuple[Run, ...]:
         """The run to project on, as the inputs of a run; none where no direction was named."""
-        from refusal_nn.runs import open_input
+        from refusal_nn.runs import open_run
 
         if self.direction is None:
             return ()
-        return (open_input(stores, self.direction, "direction-select"),)
+        return (open_run(stores, self.direction, "direction-select"),)
 
     def of(self, model: Model, inputs: tuple[Run, ...]) -> Metric | None:
         """The metric; None for refusal tokens that are still to be found."""
-        from refusal_nn.attribution import Metric
-        from refusal_nn.directions import parse_tokens
+        from refusal_nn.contrasts import Metric, parse_tokens
         from refusal_nn.runs import same_model
 
         if self.kind == "kl":
             return Metric.kl()
         if inputs:
-            same_model(inputs[0], model)
-            layer = int(inputs[0].tree.attrs["layer"])
+            same_model(inputs[0].name, inputs[0].attrs, model)
+            layer = int(inputs[0].attrs["layer"])
             # the input of block 0 is read before anything that could be patched
             return Metric.projection(inputs[0].tree.to_dataset()["direction"].values, layer)
         found = parse_tokens(model, self.tokens)

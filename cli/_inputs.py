@@ -44,16 +44,43 @@ def split_of(prompts: Any, split: str) -> Any:
     return getattr(prompts, split)
 
 
-def integers(
-    text: str | None, option: str, what: str = "whole numbers such as 3,4"
-) -> list[int] | None:
+def load_prompts_of(kind: str, value: Any, split: str) -> Any:
+    """Prompts or pairs by name or file, of one split; several as a mapping, None as it is.
+
+    Parameters
+    ----------
+    kind : {"Prompts", "Pairs"}
+    value : str, tuple of str or None
+    split : str
+    """
+    from refusal_nn.prompts import check_disjoint, load_pairs, load_prompts
+
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        sets = [load_prompts_of(kind, one, split) for one in value]
+        named = {some.name: some for some in sets}
+        if len(named) < len(sets):
+            raise click.UsageError("two sets of pairs have one name; rename a file.")
+        return named
+    if kind == "Pairs":
+        return split_of(load_pairs(value), split)
+    prompts = load_prompts(value)
+    check_disjoint(prompts)
+    return split_of(prompts, split)
+
+
+def integers(text: str | None, name: str) -> list[int] | None:
     """Whole numbers from a list such as ``-3,-1``."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of {what}.", param_hint=option) from None
+        what = "positions such as -3,-1" if name == "positions" else "whole numbers such as 3,4"
+        raise click.BadParameter(
+            f"{text!r} is not a list of {what}.", param_hint=f"--{name}"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -77,13 +104,13 @@ def model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Model:
     from refusal_nn.models import load_model
     from refusal_nn.runs import same_model
 
-    attrs = run.tree.attrs
+    attrs = run.attrs
     if name is None:
         _check_findable(run.name, attrs["model"])
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
     model = load_model(name or attrs["model"], **loading)
-    same_model(run, model)
+    same_model(run.name, run.attrs, model)
     return model
 
 

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from refusal_nn.cli._analysis import analysis_command
 from refusal_nn.cli._circuit_files import export_command, show_command
-from refusal_nn.cli._inputs import (
-    SPLITS,
-    input_model_option,
-    keeping,
-    model_of,
-    split_of,
-)
-from refusal_nn.cli._options import (
-    batch_size_option,
-    config_option,
-    json_option,
-    loading_options,
-    run_options,
-    seed_option,
-    take_loading,
-    together,
-)
 from refusal_nn.cli._output import notice, notice_run, print_json, print_table
 
 if TYPE_CHECKING:
@@ -33,25 +16,11 @@ if TYPE_CHECKING:
 
     from refusal_nn.runs import Run
 
-ABLATIONS = ("resample", "mean", "zero")
-NULLS = ("random", "layer-matched")
-
-shared_options = together(
-    input_model_option,
-    loading_options,
-    click.option(
-        "--ablation",
-        type=click.Choice(ABLATIONS),
-        default="resample",
-        show_default=True,
-        help="What edges outside a circuit carry: the partner prompt's values, a mean, or zero.",
-    ),
-    batch_size_option,
-    seed_option,
-    run_options,
-    config_option,
-    json_option,
-)
+ABLATION = {
+    "type": click.Choice(["resample", "mean", "zero"]),
+    "help": "What edges outside a circuit carry: the partner prompt's values (resample, if nothing is "
+    "said), a mean, or zero.",
+}
 
 
 @click.group(name="circuit")
@@ -59,110 +28,35 @@ def command() -> None:
     """Find circuits, test them alone on held-out pairs, compare them."""
 
 
-@command.command(name="discover")
-@click.argument("scores")
-@click.option("--edges", type=click.IntRange(min=1), metavar="N", help="Keep the N best edges.")
-@click.option(
-    "--fraction",
-    type=click.FloatRange(0, 1, min_open=True),
-    metavar="F",
-    help="Keep this fraction of the edges.",
-)
-@click.option(
-    "--threshold",
-    type=float,
-    metavar="T",
-    help="Keep edges that score at least T: rule threshold.",
-)
-@click.option(
-    "--faithfulness",
-    "target",
-    type=click.FloatRange(0, 1, min_open=True),
-    metavar="F",
-    help="Keep as few edges as reach this faithfulness on --pairs.",
-)
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.95,
-    show_default=True,
-    metavar="C",
-    help="Of the interval whose lower end must reach --faithfulness; 0: the estimate must.",
-)
-@click.option("--pairs", metavar="PAIRS", help="Pairs to choose the size on. [--faithfulness]")
-@click.option(
-    "--split",
-    type=click.Choice(SPLITS),
-    default="val",
-    show_default=True,
-    help="Split of --pairs to use.",
-)
-@click.option(
-    "--rule",
-    type=click.Choice(["top", "greedy", "threshold"]),
-    default="top",
-    show_default=True,
-    help="top: the best anywhere; greedy: the best into what is in already, from the logits up.",
-)
-@click.option(
-    "--ranking",
-    type=click.Choice(["absolute", "signed"]),
-    default="absolute",
-    show_default=True,
-    help="Best by size of the score, or by how much it supports the metric.",
-)
-@click.option(
-    "--resamples",
-    "n_resamples",
-    type=click.IntRange(min=0),
-    default=100,
-    show_default=True,
-    help="Resamples of the pairs that say how stable the circuit is; 0: none.",
-)
-@shared_options
-def discover_command(
-    scores: str,
-    model: str | None,
-    pairs: str | None,
-    split: str,
-    rule: str,
-    stores: Path,
-    name: str | None,
-    resume: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Keep the best edges of run SCORES, made by `attribute`; dead ends are pruned.
-
-    \b
-    Example usage:
-      refusal-nn circuit discover RUN --edges 200
-      refusal-nn circuit discover RUN --faithfulness 0.9 --pairs tiny-pairs
-    """
-    from refusal_nn.circuits import circuit_of, discover_run
-    from refusal_nn.prompts import load_pairs
-    from refusal_nn.runs import open_input
-
-    if (pairs is None) != (options["target"] is None):
+def _prepare_discovery(values: dict[str, Any]) -> None:
+    """Options that go together, and the rule that a threshold implies."""
+    if (values["pairs"] is None) != (values["target"] is None):
         raise click.UsageError("--faithfulness and --pairs go together; give both or neither.")
-    measured = pairs is not None
-    if not measured:
+    if values["pairs"] is None:
         _refuse("--faithfulness", "split", "ablation", "batch_size", "confidence")
-        options |= {"ablation": None, "batch_size": None, "confidence": None}
-    if options["threshold"] is not None and not _typed("rule"):
-        rule = "threshold"
-    source = open_input(stores, scores, "attribute-edges")
-    loading = take_loading(options)
-    chosen = None if pairs is None else split_of(load_pairs(pairs), split)
-    used = model_of(source, model, loading) if measured or model is not None else None
-    with keeping(stores, name, resume) as where:
-        run = discover_run(used, source, where, pairs=chosen, rule=rule, **options)
-    found = circuit_of(run)
-    attrs = run.tree.attrs
+        values |= {"ablation": None, "batch_size": None, "confidence": None}
+    if values["threshold"] is not None and not _typed("rule"):
+        values["rule"] = "threshold"
+
+
+def _prepare_evaluation(values: dict[str, Any]) -> None:
+    values["nulls"] = tuple(kind for kind in values["nulls"] if kind != "none")
+
+
+def _prepare_comparison(values: dict[str, Any]) -> None:
+    if not values["pairs"]:
+        _refuse("--pairs", "split", "ablation", "batch_size")
+        values |= {"ablation": None, "batch_size": None}
+
+
+def _show_discovered(run: Run, as_json: bool) -> None:
+    from refusal_nn.circuits import circuit_of
+
+    found, attrs = circuit_of(run), run.attrs
     size = {"requested": int(attrs["requested"]), "kept": found.n_kept, "total": found.n_total}
-    stable = (
-        _bounds(run.tree["stability"].to_dataset(), "jaccard") if options["n_resamples"] else None
-    )
+    stable = None
+    if "stability" in run.tree.children:
+        stable = _bounds(run.tree["stability"].to_dataset(), "jaccard")
     if as_json:
         print_json(
             {
@@ -178,72 +72,13 @@ def discover_command(
         return
     row = [*size.values(), len(found.nodes), stable and stable["value"]]
     print_table(["requested", "kept", "total", "nodes", "jaccard"], [row])
-    if measured:
+    if "faithfulness" in attrs:
         reached = f"{attrs['faithfulness']:.3f}, at least {attrs['faithfulness_low']:.3f}"
         notice(f"faithfulness on the pairs its size was chosen on: {reached}")
     notice_run(run)
 
 
-@command.command(name="evaluate")
-@click.argument("circuit")
-@click.option("--pairs", required=True, metavar="PAIRS", help="Held-out pairs: a name or a file.")
-@click.option(
-    "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Split to use."
-)
-@click.option(
-    "--grid/--no-grid",
-    default=True,
-    show_default=True,
-    help="Measure circuits of ten sizes by the same scores, for CPR and CMD.",
-)
-@click.option(
-    "--null",
-    "nulls",
-    type=click.Choice([*NULLS, "none"]),
-    multiple=True,
-    default=NULLS,
-    show_default=True,
-    help="Random circuits of equal size to compare with; repeatable.",
-)
-@click.option(
-    "--draws",
-    type=click.IntRange(min=1),
-    default=99,
-    show_default=True,
-    help="Random circuits of each kind.",
-)
-@click.option("--minimality", is_flag=True, help="Measure the circuit without each of its edges.")
-@shared_options
-def evaluate_command(
-    circuit: str,
-    model: str | None,
-    pairs: str,
-    split: str,
-    nulls: tuple[str, ...],
-    stores: Path,
-    name: str | None,
-    resume: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Test the circuit of run CIRCUIT on held-out pairs, with everything outside it ablated.
-
-    \b
-    Example usage:
-      refusal-nn circuit evaluate RUN --pairs tiny-pairs
-    """
-    from refusal_nn.circuits import evaluate_run
-    from refusal_nn.prompts import load_pairs
-    from refusal_nn.runs import open_input
-
-    source = open_input(stores, circuit, "circuit-discover")
-    loading = take_loading(options)
-    chosen = split_of(load_pairs(pairs), split)
-    kinds = tuple(kind for kind in nulls if kind != "none")
-    with keeping(stores, name, resume) as where:
-        run = evaluate_run(
-            model_of(source, model, loading), source, chosen, where, nulls=kinds, **options
-        )
+def _show_evaluated(run: Run, as_json: bool) -> None:
     document = _evaluation(run)
     if as_json:
         print_json(document)
@@ -260,51 +95,7 @@ def evaluate_command(
     notice_run(run)
 
 
-@command.command(name="compare")
-@click.argument("circuits", nargs=-1, required=True)
-@click.option(
-    "--pairs",
-    multiple=True,
-    metavar="PAIRS",
-    help="Measure each circuit on these held-out pairs; repeatable.",
-)
-@click.option(
-    "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Split to use."
-)
-@shared_options
-def compare_command(
-    circuits: tuple[str, ...],
-    model: str | None,
-    pairs: tuple[str, ...],
-    split: str,
-    stores: Path,
-    name: str | None,
-    resume: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Compare the circuits of several runs: shared edges and nodes, shared ranking.
-
-    \b
-    Example usage:
-      refusal-nn circuit compare RUN RUN --pairs tiny-pairs
-    """
-    from refusal_nn.circuits import compare_run
-    from refusal_nn.prompts import load_pairs
-    from refusal_nn.runs import open_input
-
-    if not pairs:
-        _refuse("--pairs", "split", "ablation", "batch_size")
-        options |= {"ablation": None, "batch_size": None}
-    sources = [open_input(stores, circuit, "circuit-discover") for circuit in circuits]
-    loading = take_loading(options)
-    sets = [split_of(load_pairs(source), split) for source in pairs]
-    chosen = {some.name: some for some in sets}
-    if len(chosen) < len(sets):
-        raise click.UsageError("two sets of pairs have one name; rename a file.")
-    used = model_of(sources[0], model, loading) if pairs or model is not None else None
-    with keeping(stores, name, resume) as where:
-        run = compare_run(used, sources, where, pairs=chosen, **options)
+def _show_compared(run: Run, as_json: bool) -> None:
     table = run.tree.to_dataset()
     names = [str(v) for v in table["circuit"].values]
     measures = ("iou", "node_iou", "rank_correlation", "rank_overlap")
@@ -331,7 +122,7 @@ def compare_command(
 
 
 def _evaluation(run: Run) -> dict[str, Any]:
-    table, attrs = run.tree.to_dataset(), run.tree.attrs
+    table, attrs = run.tree.to_dataset(), run.attrs
     nulls: dict[str, Any] = {}
     if "null" in run.tree.children:
         found = run.tree["null"].to_dataset()
@@ -395,3 +186,108 @@ def _refuse(without: str, *names: str) -> None:
 
 command.add_command(export_command)
 command.add_command(show_command)
+
+
+command.add_command(
+    analysis_command(
+        "refusal_nn.circuits._kept:discover_circuit",
+        "discover",
+        options={
+            "edges": {
+                "type": click.IntRange(min=1),
+                "metavar": "N",
+                "help": "Keep the N best edges.",
+            },
+            "fraction": {
+                "type": click.FloatRange(0, 1, min_open=True),
+                "metavar": "F",
+                "help": "Keep this fraction of the edges.",
+            },
+            "threshold": {
+                "metavar": "T",
+                "help": "Keep edges that score at least T: rule threshold.",
+            },
+            "target": {
+                "flag": "--faithfulness",
+                "type": click.FloatRange(0, 1, min_open=True),
+                "metavar": "F",
+                "help": "Keep as few edges as reach this faithfulness on --pairs.",
+            },
+            "confidence": {
+                "type": click.FloatRange(0, 1, max_open=True),
+                "metavar": "C",
+                "help": "Of the interval whose lower end must reach --faithfulness (.95, if nothing is "
+                "said); 0: the estimate must.",
+            },
+            "pairs": {"help": "Pairs to choose the size on. [--faithfulness]"},
+            "rule": {
+                "type": click.Choice(["top", "greedy", "threshold"]),
+                "help": "top: the best anywhere; greedy: the best into what is in already, from the "
+                "logits up.",
+            },
+            "ranking": {
+                "type": click.Choice(["absolute", "signed"]),
+                "help": "Best by size of the score, or by how much it supports the metric.",
+            },
+            "n_resamples": {
+                "flag": "--resamples",
+                "type": click.IntRange(min=0),
+                "help": "Resamples of the pairs that say how stable the circuit is; 0: none.",
+            },
+            "ablation": ABLATION,
+        },
+        prepare=_prepare_discovery,
+        show=_show_discovered,
+        text="""Keep the best edges of run SCORES, made by `attribute`; dead ends are pruned.
+
+    \b
+    Example usage:
+      refusal-nn circuit discover RUN --edges 200
+      refusal-nn circuit discover RUN --faithfulness 0.9 --pairs tiny-pairs
+    """,
+    )
+)
+command.add_command(
+    analysis_command(
+        "refusal_nn.circuits._kept:evaluate_circuit",
+        "evaluate",
+        options={
+            "pairs": {"help": "Held-out pairs: a name or a file."},
+            "grid": {"help": "Measure circuits of ten sizes by the same scores, for CPR and CMD."},
+            "nulls": {
+                "flag": "--null",
+                "type": click.Choice(["random", "layer-matched", "none"]),
+                "help": "Random circuits of equal size to compare with; repeatable.",
+            },
+            "draws": {"type": click.IntRange(min=1), "help": "Random circuits of each kind."},
+            "minimality": {"help": "Measure the circuit without each of its edges."},
+            "ablation": ABLATION,
+        },
+        prepare=_prepare_evaluation,
+        show=_show_evaluated,
+        text="""Test the circuit of run CIRCUIT on held-out pairs, with everything outside it ablated.
+
+    \b
+    Example usage:
+      refusal-nn circuit evaluate RUN --pairs tiny-pairs
+    """,
+    )
+)
+command.add_command(
+    analysis_command(
+        "refusal_nn.circuits._kept:compare_circuits",
+        "compare",
+        options={
+            "pairs": {"help": "Measure each circuit on these held-out pairs; repeatable."},
+            "ablation": ABLATION,
+        },
+        prepare=_prepare_comparison,
+        show=_show_compared,
+        text="""Compare the circuits of several runs: shared edges and nodes, shared ranking.
+
+    \b
+    Example usage:
+      refusal-nn circuit compare RUN RUN --pairs tiny-pairs
+    """,
+    )
+)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from pathlib import Path
+from dataclasses import replace
 
 import refusal_nn as rn
-from refusal_nn.directions import evaluate_run, extract_run, score_run, select_run
-from refusal_nn.runs import Keeping
 
 TARGET = rn.store.sample_run()
 
@@ -24,13 +22,19 @@ def main() -> None:
     model = rn.load_model("tiny-refuser")
     prompts = rn.load_prompts("tiny-bench")
     with tempfile.TemporaryDirectory() as folder:
-        keeping = Keeping(Path(folder), command="python examples/make_sample_run.py")
-        candidates = extract_run(model, prompts.train, keeping)
-        scores = score_run(model, candidates, prompts.val, keeping)
-        selected, _ = select_run(model, scores, keeping)
-        named = Keeping(Path(folder), name=rn.store.run_name(TARGET), command=keeping.command)
+        kept = rn.Keeping(folder, command="python examples/make_sample_run.py")
+        candidates = rn.record(rn.directions.extract, model, prompts.train, keep=kept)
+        scores = rn.record(rn.directions.score, model, candidates, prompts.val, keep=kept)
+        selected = rn.record(rn.directions.select, scores, keep=kept)
         few = prompts.test.take(30, seed=0)
-        run = evaluate_run(model, selected, few, named, max_new_tokens=24)
+        run = rn.record(
+            rn.directions.evaluate_selected,
+            model,
+            selected,
+            few,
+            max_new_tokens=24,
+            keep=replace(kept, name=rn.store.run_name(TARGET)),
+        )
         shutil.rmtree(TARGET, ignore_errors=True)
         TARGET.parent.mkdir(exist_ok=True)
         shutil.copytree(run.path, TARGET)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import refusal_nn.attribution as attribution
     import refusal_nn.backends as backends
     import refusal_nn.circuits as circuits
+    import refusal_nn.contrasts as contrasts
+    import refusal_nn.demo as demo
     import refusal_nn.directions as directions
     import refusal_nn.errors as errors
     import refusal_nn.interventions as interventions
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     import refusal_nn.plots as plots
     import refusal_nn.prompts as prompts
     import refusal_nn.report as report
+    import refusal_nn.responses as responses
+    import refusal_nn.runs as runs
     import refusal_nn.stats as stats
     import refusal_nn.store as store
     import refusal_nn.tracing as tracing
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from refusal_nn.models import load_model
     from refusal_nn.prompts import Pairs, Prompts, load_pairs, load_prompts
     from refusal_nn.responses import evaluate
+    from refusal_nn.runs import Keeping, Run, record
     from refusal_nn.store import open_runs
 
 __version__ = "0.1.0"
@@ -55,6 +60,8 @@ _SUBMODULES = (
     "attribution",
     "backends",
     "circuits",
+    "contrasts",
+    "demo",
     "directions",
     "errors",
     "interventions",
@@ -64,6 +71,8 @@ _SUBMODULES = (
     "plots",
     "prompts",
     "report",
+    "responses",
+    "runs",
     "stats",
     "store",
     "tracing",
@@ -73,31 +82,38 @@ _ATTRIBUTES = {
     "ActivationAddition": "refusal_nn.interventions",
     "DirectionalAblation": "refusal_nn.interventions",
     "FunctionIntervention": "refusal_nn.interventions",
+    "Keeping": "refusal_nn.runs",
     "MeanAblation": "refusal_nn.interventions",
     "Pairs": "refusal_nn.prompts",
     "Patch": "refusal_nn.interventions",
     "Prompts": "refusal_nn.prompts",
+    "Run": "refusal_nn.runs",
     "ZeroAblation": "refusal_nn.interventions",
     "evaluate": "refusal_nn.responses",
     "load_model": "refusal_nn.models",
     "load_pairs": "refusal_nn.prompts",
     "load_prompts": "refusal_nn.prompts",
     "open_runs": "refusal_nn.store",
+    "record": "refusal_nn.runs",
 }
 
 __all__ = [
     "ActivationAddition",
     "DirectionalAblation",
     "FunctionIntervention",
+    "Keeping",
     "MeanAblation",
     "Pairs",
     "Patch",
     "Prompts",
+    "Run",
     "ZeroAblation",
     "__version__",
     "attribution",
     "backends",
     "circuits",
+    "contrasts",
+    "demo",
     "directions",
     "errors",
     "evaluate",
@@ -111,7 +127,10 @@ __all__ = [
     "patching",
     "plots",
     "prompts",
+    "record",
     "report",
+    "responses",
+    "runs",
     "save",
     "stats",
     "store",

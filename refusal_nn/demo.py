@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusal_nn import report
-from refusal_nn.directions import evaluate_run, extract_run, score_run, select_run
+from refusal_nn.directions import evaluate_selected, extract, score, select
 from refusal_nn.prompts import check_disjoint
 from refusal_nn.responses import rate_of
+from refusal_nn.runs import record
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,7 +42,7 @@ class Demo:
 
         Classes that the test prompts lack are left out.
         """
-        selected, evaluated = self.runs[2].tree.attrs, self.runs[3].tree["rates"]
+        selected, evaluated = self.runs[2].attrs, self.runs[3].tree["rates"]
         table = evaluated.to_dataset().load()
         return {
             "model": selected["model"],
@@ -113,22 +114,29 @@ def run_demo(
         name = f"{keeping.name}-{step}" if keeping.name else None
         return replace(keeping, name=name, resume=False)
 
-    candidates = extract_run(
-        model, prompts.train, kept("extract"), batch_size=batch_size, seed=seed
+    candidates = record(
+        extract, model, prompts.train, batch_size=batch_size, seed=seed, keep=kept("extract")
     )
     # every score of every candidate: the page shows the whole table
-    scores = score_run(
-        model, candidates, prompts.val, kept("score"), exhaustive=True, batch_size=batch_size
+    scores = record(
+        score,
+        model,
+        candidates,
+        prompts.val,
+        exhaustive=True,
+        batch_size=batch_size,
+        keep=kept("score"),
     )
-    selected, _ = select_run(model, scores, kept("select"))
-    evaluated = evaluate_run(
+    selected = record(select, scores, keep=kept("select"))
+    evaluated = record(
+        evaluate_selected,
         model,
         selected,
         prompts.test,
-        kept("evaluate"),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,
+        keep=kept("evaluate"),
     )
     runs = (candidates, scores, selected, evaluated)
     page = output or Path(keeping.stores) / "demo.html"

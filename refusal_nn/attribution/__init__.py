@@ -9,7 +9,6 @@ Syed et al. 2023, *Attribution patching outperforms automated circuit discovery*
 from refusal_nn.attribution import _variables as _variables
 from refusal_nn.attribution._attribute import LEVELS, METHODS, attribute
 from refusal_nn.attribution._ranked import ranked
-from refusal_nn.attribution._steps import attribute_run
 from refusal_nn.contrasts._metric import KINDS, Metric
 from refusal_nn.models._graph import EdgeGraph
 
@@ -20,6 +19,5 @@ __all__ = [
     "EdgeGraph",
     "Metric",
     "attribute",
-    "attribute_run",
     "ranked",
 ]

@@ -11,11 +11,14 @@ import xarray as xr
 
 from refusal_nn.attribution._exact import exact_edges, exact_nodes
 from refusal_nn.attribution._gradient import gradient_passes, points
+from refusal_nn.attribution._summary import summary
 from refusal_nn.contrasts._align import align
-from refusal_nn.contrasts._metric import Metric
+from refusal_nn.contrasts._metric import Metric, resolve_metric
 from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import RequestError
+from refusal_nn.models._blocks import block_places
 from refusal_nn.models._graph import EdgeGraph
+from refusal_nn.runs import analysis
 from refusal_nn.runs._batches import batches_of, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
@@ -23,20 +26,25 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
 
+_REGION_BYTES = 1 << 27
 METHODS = ("atp", "eap", "eap-ig", "clean-corrupted", "exact")
 LEVELS = ("edge", "node")
 
 
+@analysis(
+    "attribute-{level}s", splits={"pairs": "train"}, section="refusal_nn.report._attribution:part"
+)
 def attribute(
     model: Model,
     pairs: Pairs,
-    metric: Metric,
+    metric: Metric | None = None,
     *,
     method: str = "eap-ig",
     level: str = "edge",
     steps: int = 5,
     check: bool = True,
     batch_size: int | None = None,
+    seed: int = 0,
     recorder: Recorder | None = None,
 ) -> xr.Dataset:
     """How much each edge or node carries of a metric, for every pair.
@@ -49,7 +57,8 @@ def attribute(
     model : Model
     pairs : Pairs
         Clean (harmful) prompts and corrupted (harmless) counterparts of equal length.
-    metric : Metric
+    metric : Metric, optional
+        Default: the log-odds of refusal tokens that are discovered on these pairs.
     method : str
         ``exact``: every edge or node is patched and the metric measured. ``eap`` (edges) and ``atp``
         (nodes): the gradient at the clean run. ``eap-ig``: its mean over ``steps`` runs whose token
@@ -65,6 +74,8 @@ def attribute(
     batch_size : int, optional
         Rows a pass, a row being one pair at one step or one patch; default chosen from the model's
         size. The result does not depend on it beyond rounding.
+    seed : int
+        For the prompts that refusal tokens are discovered on.
     recorder : Recorder, optional
         Keeps the stages; default in memory.
 
@@ -103,7 +114,11 @@ def attribute(
     check_options(model, metric, method, level, steps)
     rows = rows_asked(model, batch_size)
     aligned = align(model, pairs)
+    block_places(
+        model
+    )  # all that can be refused without a pass is, so that nothing half-made is left
     rec = recorder if recorder is not None else MemoryRecorder()
+    metric = resolve_metric(model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed)
     graph = EdgeGraph.of(model.arch)
     template = _template(model, pairs, graph, level)
 
@@ -118,7 +133,10 @@ def attribute(
         found = work(model, aligned, metric, template, rows=rows, recorder=rec, check=told_apart)
     else:
         fractions, weights = points(method, steps)
-        batches = batches_of(len(pairs), max(1, rows // len(fractions)), "prompt")
+        size = max(1, rows // len(fractions))
+        if batch_size is None:  # a model of many heads has more scores than activations
+            size = min(size, max(1, _REGION_BYTES // template.isel(prompt=[0]).nbytes))
+        batches = batches_of(len(pairs), size, "prompt")
         passes = gradient_passes(
             model,
             aligned,
@@ -134,7 +152,7 @@ def attribute(
     table = pairs.to_dataset()
     found = found.assign(
         {name: table[name] for name in ("clean_text", "corrupted_text")}
-        | _summary(found, level, pairs.family)
+        | summary(found, level, pairs.family)
     )
     found.attrs = {
         **model.identity(),
@@ -193,34 +211,15 @@ def check_options(model: Model, metric: Metric | None, method: str, level: str, 
 
 def _template(model: Model, pairs: Pairs, graph: EdgeGraph, level: str) -> xr.Dataset:
     dtype = np.float64 if model.dtype == torch.float64 else np.float32
-    n = len(pairs)
     coords: dict[str, Any] = {str(k): v for k, v in pairs.to_dataset().coords.items()}
     coords["src"] = np.array(graph.src, dtype=object)
-    scores: tuple[Any, ...]
+    shape: tuple[int, ...] = (len(pairs), len(graph.src))
     if level == "edge":
         coords["dst"] = np.array(graph.dst, dtype=object)
-        shape = (n, len(graph.src), len(graph.dst))
-        scores = (("prompt", "src", "dst"), np.full(shape, np.nan, dtype=dtype))
-    else:
-        scores = (("prompt", "src"), np.full((n, len(graph.src)), np.nan, dtype=dtype))
-    metrics = {m: ("prompt", np.full(n, np.nan)) for m in ("clean_metric", "corrupted_metric")}
+        shape = (*shape, len(graph.dst))
+    # one number that stands for all: a table for all prompts would not fit
+    scores = (("prompt", "src", "dst")[: len(shape)], np.broadcast_to(dtype(np.nan), shape))
+    metrics = {
+        m: ("prompt", np.full(len(pairs), np.nan)) for m in ("clean_metric", "corrupted_metric")
+    }
     return xr.Dataset({f"{level}_score": scores, **metrics}, coords=coords)
-
-
-def _summary(found: xr.Dataset, level: str, family: np.ndarray) -> dict[str, xr.DataArray]:
-    """Mean over pairs and its standard error, pairs of a family counted as one draw.
-
-    The error is that of a mean of clusters of unequal size, with the small-sample factor ``G / (G -
-    1)``; where every pair is a family of its own, it is the usual one.
-    """
-    scores = found[f"{level}_score"].astype(np.float64)
-    n = scores.sizes["prompt"]
-    mean = scores.mean("prompt", skipna=False)
-    error = xr.full_like(mean, np.nan)
-    _, codes = np.unique(family.astype(str), return_inverse=True)
-    groups = int(codes.max()) + 1
-    if groups > 1:
-        sums = np.zeros((groups, *mean.shape))
-        np.add.at(sums, codes, (scores - mean).values)
-        error.values = np.sqrt((sums**2).sum(axis=0) * groups / (groups - 1)) / n
-    return {f"{level}_score_mean": mean, f"{level}_score_se": error}

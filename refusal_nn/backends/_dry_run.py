@@ -8,6 +8,7 @@ from typing import Any
 from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._payload import Batches
 from refusal_nn.backends._process import worker_of
+from refusal_nn.backends._size import size_of
 from refusal_nn.models import Backend, Loading, Model
 from refusal_nn.models._load import load_here
 from refusal_nn.store import JobLedger
@@ -46,6 +47,10 @@ class DryRunBackend(Backend):
         for job in work.jobs(indices):
             saved = worker_of(model, weights=True).ask(work.block(job))
             yield from zip(job.batches, work.results(saved["answer"]), strict=True)
+
+    def fits(self, model: Model, requests: Sequence[Request]) -> bool:
+        """Whether requests are within the limits of a job."""
+        return size_of(model, requests).within(self.limits)
 
     def preflight(self, model: Model, block: bytes) -> None:
         """Nothing: the job itself is read there next."""

@@ -106,11 +106,7 @@ class Batches:
             part = self.requests(i)
             size = size_of(self.model, part)
             total += size
-            if taken and (
-                total.tokens > limits.tokens
-                or total.sent > limits.sent_bytes
-                or total.received > limits.received_bytes
-            ):
+            if taken and not total.within(limits):
                 yield Job(tuple(taken), tuple(parts))
                 taken, parts, total = [], [], base + size
             taken.append(i)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from refusal_nn.backends._limits import Limits
 from refusal_nn.models import Model
 from refusal_nn.tracing import Request
 
@@ -27,6 +28,14 @@ class Size:
     def __add__(self, other: Size) -> Size:
         return Size(
             self.tokens + other.tokens, self.sent + other.sent, self.received + other.received
+        )
+
+    def within(self, limits: Limits) -> bool:
+        """Whether one job may be so large."""
+        return (
+            self.tokens <= limits.tokens
+            and self.sent <= limits.sent_bytes
+            and self.received <= limits.received_bytes
         )
 
 

@@ -8,10 +8,15 @@ from refusal_nn.circuits._discover import RANKINGS, RULES, discover
 from refusal_nn.circuits._evaluate import evaluate
 from refusal_nn.circuits._faithfulness import FRACTIONS
 from refusal_nn.circuits._formats import FORMATS, export, read
+from refusal_nn.circuits._kept import (
+    circuit_of,
+    compare_circuits,
+    discover_circuit,
+    evaluate_circuit,
+)
 from refusal_nn.circuits._nulls import NULLS, random_circuits
 from refusal_nn.circuits._sizes import Smallest, smallest
 from refusal_nn.circuits._stability import consensus, stability
-from refusal_nn.circuits._steps import circuit_of, compare_run, discover_run, evaluate_run
 
 __all__ = [
     "ABLATIONS",
@@ -24,13 +29,13 @@ __all__ = [
     "Smallest",
     "circuit_of",
     "compare",
-    "compare_run",
+    "compare_circuits",
     "consensus",
     "cross_faithfulness",
     "discover",
-    "discover_run",
+    "discover_circuit",
     "evaluate",
-    "evaluate_run",
+    "evaluate_circuit",
     "export",
     "random_circuits",
     "read",

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.attribution import EdgeGraph
+from refusal_nn.attribution._summary import each, mean
 from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, PROVENANCE, Circuit
 from refusal_nn.errors import RequestError
 
@@ -64,8 +65,8 @@ def discover(
     ----------
     Hanna et al. 2024 (EAP-IG), whose top-n, greedy and pruning these are.
     """
-    graph, mean = mean_scores(scores)
-    worth = supporting(mean, str(scores.attrs.get("metric")))
+    graph, found = mean_scores(scores)
+    worth = supporting(found, str(scores.attrs.get("metric")))
     n = _requested(graph, edges, fraction, threshold, rule)
     kept = choose(graph, worth, n=n, threshold=threshold, rule=rule, ranking=ranking)
     if n is None:
@@ -82,7 +83,7 @@ def discover(
     for name, label in ((FOUND_PAIRS, "prompt_id"), (FOUND_FAMILIES, "family")):
         if label in scores.coords:
             attrs[name] = sorted({str(v) for v in np.atleast_1d(scores[label].values)})
-    return Circuit(graph, kept, mean, attrs)
+    return Circuit(graph, kept, found, attrs)
 
 
 def _told(name: str) -> bool:
@@ -184,11 +185,23 @@ def mean_scores(scores: xr.Dataset) -> tuple[EdgeGraph, NDArray[np.float64]]:
         If they are no edge scores, or an edge has none.
     """
     graph, table = prompt_scores(scores)
-    return graph, table.mean(0)
+    found = mean(table)
+    if np.isnan(found[graph.mask]).any():
+        unscored = sum(int(np.isnan(values[graph.mask]).sum()) for values in each(table))
+        raise RequestError(
+            f"{unscored} of the edges' scores are missing; attribute all edges before choosing some."
+        )
+    return graph, found
 
 
-def prompt_scores(scores: xr.Dataset) -> tuple[EdgeGraph, NDArray[np.float64]]:
-    """The graph of edge scores, and the scores of each prompt ``[prompt, src, dst]``."""
+def prompt_scores(scores: xr.Dataset) -> tuple[EdgeGraph, xr.DataArray]:
+    """The graph of edge scores, and the scores of each prompt ``(prompt, src, dst)``, unread.
+
+    Raises
+    ------
+    RequestError
+        If they are no edge scores.
+    """
     if "edge_score" not in scores or {"src", "dst"} - set(scores["edge_score"].dims):
         held = ", ".join(map(str, scores)) or "nothing"
         raise RequestError(
@@ -198,28 +211,23 @@ def prompt_scores(scores: xr.Dataset) -> tuple[EdgeGraph, NDArray[np.float64]]:
     table = scores["edge_score"]
     if "prompt" not in table.dims:
         table = table.expand_dims("prompt")
-    values = np.asarray(table.transpose("prompt", "src", "dst").values, dtype=np.float64)
-    if values.shape[1:] != graph.mask.shape:
+    table = table.transpose("prompt", "src", "dst")
+    if table.shape[1:] != graph.mask.shape:
         raise RequestError(
-            f"the scores have shape {values.shape[1:]} (src, dst), but their graph has "
+            f"the scores have shape {table.shape[1:]} (src, dst), but their graph has "
             f"{graph.mask.shape}."
         )
-    unscored = np.isnan(values[:, graph.mask]).sum()
-    if unscored:
-        raise RequestError(
-            f"{unscored} of the edges' scores are missing; attribute all edges before choosing some."
-        )
-    return graph, values
+    return graph, table
 
 
-def supporting(mean: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
+def supporting(scores: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
     """Scores turned so that higher means the edge supports the behaviour.
 
     A score is the change of the metric when the edge is corrupted, so an edge supports a metric of
     refusal when its score is negative; and KL from the clean run, which corruption raises, when it
     is positive.
     """
-    return mean if metric == "kl" else -mean
+    return scores if metric == "kl" else -scores
 
 
 def ranked(worth: NDArray[np.float64], ranking: str) -> NDArray[np.float64]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from refusal_nn.attribution._summary import family_sums
 from refusal_nn.circuits._circuit import PROVENANCE, Circuit
-from refusal_nn.circuits._discover import choose, prompt_scores, supporting
+from refusal_nn.circuits._discover import choose, mean_scores, prompt_scores, supporting
 from refusal_nn.errors import RequestError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 CONSENSUS = (0.5, 0.9, 1.0)
+_BYTES = 1 << 28
+_EDGES = 1 << 16
 
 
 def stability(
@@ -55,6 +63,7 @@ def stability(
     Meloux et al. 2025, arXiv:2510.00845.
     """
     graph, table = prompt_scores(scores)
+    mean_scores(scores)  # refuses gaps
     if n_resamples < 2:
         raise RequestError(f"stability needs at least 2 resamples, got {n_resamples}.")
     family = scores["family"].values if "family" in scores.coords else np.arange(len(table))
@@ -64,17 +73,17 @@ def stability(
             "the scores are of one family of prompts, so there is nothing to resample; attribute pairs "
             "of more families, or leave the resamples out (--resamples 0)."
         )
-    worth = supporting(table, str(scores.attrs.get("metric")))
-    sums = np.zeros((len(names), *worth.shape[1:]))
-    np.add.at(sums, code, worth)
-    counts = np.bincount(code).astype(float)
     rng = np.random.default_rng(seed)
-    kept = []
-    for _ in range(n_resamples):
-        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        mean = np.tensordot(times, sums, 1) / (times @ counts)
-        kept.append(_like(circuit, graph, mean))
-    drawn = np.stack(kept)
+    times = np.stack(
+        [
+            np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+            for _ in range(n_resamples)
+        ]
+    )
+    metric = str(scores.attrs.get("metric"))
+    drawn = np.stack(
+        [_like(circuit, graph, supporting(m, metric)) for m in _resampled(table, code, times)]
+    )
     inclusion = np.where(graph.mask, drawn.mean(0), np.nan)
     overlap = jaccard(drawn)
     # where two resamples leave nothing they neither agree nor differ
@@ -127,12 +136,42 @@ def jaccard(kept: np.ndarray) -> np.ndarray:
 
     NaN for two empty circuits, which have nothing to share.
     """
-    flat = kept.reshape(len(kept), -1).astype(np.float64)
-    both = flat @ flat.T
-    size = flat.sum(1)
+    flat = kept.reshape(len(kept), -1)
+    both = np.zeros((len(kept), len(kept)))
+    for first in range(0, flat.shape[1], _EDGES):
+        part = flat[:, first : first + _EDGES].astype(np.float64)
+        both += part @ part.T
+    size = flat.sum(1).astype(np.float64)
     union = size[:, None] + size[None, :] - both
     overlap = np.divide(both, union, out=np.full_like(both, np.nan), where=union > 0)
     return np.asarray(overlap[np.triu_indices(len(kept), 1)])
+
+
+def _resampled(
+    table: xr.DataArray, code: NDArray[np.int_], times: NDArray[np.int_]
+) -> Iterator[NDArray[np.float64]]:
+    """Mean scores ``[src, dst]`` of each resample, read for some of them and some families at a time.
+
+    Parameters
+    ----------
+    table : xarray.DataArray
+        Over ``(prompt, src, dst)``; may lie on disk.
+    code : array of int, ``[prompt]``
+        Number of the family.
+    times : array of int, ``[resample, family]``
+        How often a family was drawn.
+    """
+    counts = np.bincount(code).astype(float)
+    at_once = max(1, _BYTES // (8 * table[0].size))
+    for first in range(0, len(times), at_once):
+        some = times[first : first + at_once]
+        totals = np.zeros((len(some), *table.shape[1:]))
+        sums = family_sums(table, code)
+        for start in range(0, len(counts), at_once):
+            block = np.stack([*islice(sums, at_once)])
+            for total, weights in zip(totals, some[:, start : start + at_once], strict=True):
+                total += np.tensordot(weights, block, 1)
+        yield from (total / (w @ counts) for total, w in zip(totals, some, strict=True))
 
 
 def _like(circuit: Circuit, graph: Any, worth: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from refusal_nn.directions._score import score
 from refusal_nn.directions._screen import refusal_scores
 from refusal_nn.directions._select import admissible, select
 from refusal_nn.directions._selection import Selection
-from refusal_nn.directions._steps import evaluate_run, extract_run, score_run, select_run
 from refusal_nn.runs._used import check_new, used
 
 __all__ = [
@@ -23,16 +22,12 @@ __all__ = [
     "conditions",
     "discover_refusal_tokens",
     "evaluate",
-    "evaluate_run",
     "evaluate_selected",
     "extract",
-    "extract_run",
     "parse_tokens",
     "random_directions",
     "refusal_scores",
     "score",
-    "score_run",
     "select",
-    "select_run",
     "used",
 ]

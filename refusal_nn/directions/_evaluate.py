@@ -14,7 +14,7 @@ from refusal_nn.directions._selection import Selection
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
 from refusal_nn.responses import evaluate as evaluate_conditions
-from refusal_nn.runs._used import check_new
+from refusal_nn.runs import analysis, check_new
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -146,10 +146,25 @@ def chosen(selected: Selection | xr.Dataset | xr.DataTree) -> Chosen:
     return Chosen(direction, int(attrs["layer"]), int(attrs["position"]), tokens)
 
 
+def _interventions(selected: xr.Dataset) -> list[Intervention]:
+    """What is recorded of a run: the direction's own; random ones follow from the seed."""
+    found = chosen(selected)
+    own = conditions(found.direction, found.layer, n_prompts=0, controls=False)
+    return [edit for edits in own.values() for edit in edits]
+
+
 def _table(selected: Selection | xr.Dataset | xr.DataTree) -> xr.Dataset:
     return as_dataset(selected.to_dataset() if isinstance(selected, Selection) else selected)
 
 
+@analysis(
+    "direction-evaluate",
+    runs={"selected": "direction-select"},
+    new={"prompts": "discovery and selection"},
+    splits={"prompts": "test"},
+    section="refusal_nn.report._direction:part",
+    interventions=lambda given: _interventions(given["selected"]),
+)
 def evaluate_selected(
     model: Model,
     selected: Selection | xr.Dataset | xr.DataTree,

@@ -19,6 +19,7 @@ from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens, parse_
 from refusal_nn.directions._screen import HARM, refusal_scores, screened
 from refusal_nn.errors import RequestError
 from refusal_nn.prompts._labels import quote
+from refusal_nn.runs import analysis
 from refusal_nn.runs._batches import batches_of, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import Answers, Capture, Passes, Work, pad, whole_numbers
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 METHODS = ("difference-in-means",)
 
 
+@analysis(
+    "direction-extract",
+    splits={"prompts": "train"},
+    keep=["sums"],
+    section="refusal_nn.report._direction:part",
+)
 def extract(
     model: Model,
     prompts: Prompts,

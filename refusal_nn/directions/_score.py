@@ -27,8 +27,8 @@ from refusal_nn.directions._thresholds import (
     first_late_layer,
 )
 from refusal_nn.errors import RequestError
+from refusal_nn.runs import analysis, check_new, used
 from refusal_nn.runs._batches import prompt_labels, rows_asked
-from refusal_nn.runs._used import check_new, used
 from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from refusal_nn.prompts import Prompts
 
 
+@analysis(
+    "direction-score",
+    runs={"candidates": "direction-extract"},
+    new={"prompts": "discovery"},
+    splits={"prompts": "val"},
+    section="refusal_nn.report._direction:part",
+)
 def score(
     model: Model,
     candidates: xr.Dataset,

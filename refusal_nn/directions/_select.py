@@ -9,7 +9,7 @@ Arditi et al. 2024, *Refusal in language models is mediated by a single directio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -32,7 +32,10 @@ from refusal_nn.directions._thresholds import (
     first_late_layer,
 )
 from refusal_nn.errors import RequestError
-from refusal_nn.runs._used import used
+from refusal_nn.runs import analysis, same_model, used
+
+if TYPE_CHECKING:
+    from refusal_nn.models import Model
 
 FILTERS = ("nan", "layer", "kl", "induce")
 """Criteria of the rule, in the order they are reported."""
@@ -80,9 +83,15 @@ def admissible(
     )
 
 
+@analysis(
+    "direction-select",
+    runs={"scores": "direction-score"},
+    section="refusal_nn.report._direction:part",
+)
 def select(
     scores: xr.Dataset,
     *,
+    model: Model | None = None,
     kl_max: float = KL_MAX,
     induce_min: float = INDUCE_MIN,
     layer_fraction: float = LAYER_FRACTION,
@@ -104,6 +113,8 @@ def select(
         ``direction(position, layer, d_model)``; ``bypass_per_prompt(position, layer, prompt)``,
         NaN for prompts a candidate was not measured on, with coord ``family``.
         ``attrs["n_layers"]``: layers of the model.
+    model : Model, optional
+        No pass is made; where it is given, the scores must be of it.
     kl_max, induce_min : float
         Largest KL and smallest induce score, in nats; equality stays.
     layer_fraction : float
@@ -146,6 +157,8 @@ def select(
     if not tie_tolerance >= 0:
         raise RequestError(f"tie_tolerance is {tie_tolerance}; it must be 0 or more, in nats.")
     scores = as_dataset(scores)
+    if model is not None:
+        same_model("the score table", scores.attrs, model)
     table = checked_table(scores)
     n_layers = layers_of_model(scores)
     thresholds = checked_thresholds(kl_max, induce_min, layer_fraction)

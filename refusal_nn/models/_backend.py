@@ -118,6 +118,10 @@ class Backend(Protocol):
             If the residual stream does not add up on the architecture map.
         """
 
+    def fits(self, model: Model, requests: Sequence[Request]) -> bool:
+        """Whether requests are few enough for one job."""
+        return True
+
     def learn_dtype(self, model: Model) -> None:
         """Find out what dtype the model runs in, where that is not known yet."""
 

@@ -11,15 +11,15 @@ from refusal_nn.patching import _variables as _variables
 from refusal_nn.patching._exchange import INTERCHANGES, Swap
 from refusal_nn.patching._generate import generate, of_heads
 from refusal_nn.patching._heads import heads
-from refusal_nn.patching._positions import positions
-from refusal_nn.patching._refusal_heads import refusal_heads
-from refusal_nn.patching._steps import (
+from refusal_nn.patching._kept import (
     head_rows,
-    heads_run,
     joint_rows,
-    positions_run,
+    patch_heads,
+    patch_positions,
     strongest_rows,
 )
+from refusal_nn.patching._positions import positions
+from refusal_nn.patching._refusal_heads import refusal_heads
 
 __all__ = [
     "INTERCHANGES",
@@ -29,11 +29,11 @@ __all__ = [
     "generate",
     "head_rows",
     "heads",
-    "heads_run",
     "joint_rows",
     "of_heads",
+    "patch_heads",
+    "patch_positions",
     "positions",
-    "positions_run",
     "refusal_heads",
     "strongest_rows",
 ]

@@ -7,9 +7,9 @@ import numpy as np
 from refusal_nn import plots
 from refusal_nn.plots._attribution import node_summary
 from refusal_nn.report._format import plural
-from refusal_nn.report._page import Block, Paragraph, Picture, Table
+from refusal_nn.report._page import Block, Paragraph, Part, Picture, Section, Table
 from refusal_nn.report._patching import metric_of
-from refusal_nn.report._sources import Source
+from refusal_nn.report._sources import Source, Study
 
 SHOWN = 12
 
@@ -122,3 +122,15 @@ def _score(value: float, error: float) -> str:
     digits = 2 if abs(value) >= 1 else 3
     text = f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
     return text.replace("-", "−")
+
+
+def part(study: Study) -> Part:
+    """What attribution runs say."""
+    by_node, by_edge = study.get("attribute-nodes"), study.get("attribute-edges")
+    sections = []
+    if by_node is not None:
+        sections.append(Section(by_node.kind, "Attribution to nodes", nodes(by_node)))
+    if by_edge is not None:
+        blocks = edges(by_edge, summed=by_node is None)
+        sections.append(Section(by_edge.kind, "Attribution to edges", blocks))
+    return Part(sections, reference="Attribution: Hanna et al. 2024, arXiv:2403.17806.")

@@ -10,9 +10,9 @@ import xarray as xr
 from refusal_nn import plots
 from refusal_nn.plots._circuit import MAX_EDGES
 from refusal_nn.report._format import listed, p_value, percent, plural, ratio
-from refusal_nn.report._page import Block, Paragraph, Picture, Table
+from refusal_nn.report._page import Block, Paragraph, Part, Picture, Section, Table
 from refusal_nn.report._patching import metric_of
-from refusal_nn.report._sources import Source, labels
+from refusal_nn.report._sources import Source, Study, labels
 
 STABLE = 0.8
 """Mean Jaccard index above which a circuit has been called stable (Meloux et al. 2025)."""
@@ -316,3 +316,22 @@ def _ablated(source: Source) -> str:
 def _interval(source: Source) -> str:
     confidence = 100 * float(source.attrs.get("confidence", 0.95))
     return f"{confidence:g} %, {source.attrs.get('interval', 'method not recorded')}"
+
+
+def part(study: Study) -> Part:
+    """What circuit runs say."""
+    found, tested = study.get("circuit-discover"), study.get("circuit-evaluate")
+    beside = study.get("circuit-compare")
+    sections = []
+    if found is not None:
+        sections.append(Section(found.kind, "The circuit", discovered(found)))
+    if tested is not None:
+        blocks = evaluated(tested, drawn=found is not None)
+        sections.append(Section(tested.kind, "What the circuit does alone", blocks))
+    if beside is not None:
+        sections.append(Section(beside.kind, "Circuits compared", compared(beside)))
+    sentences = answer(found, tested, name=study.name_of(tested or found))
+    reference = (
+        "Circuits: Hanna et al. 2024, arXiv:2403.17806; Mueller et al. 2025, arXiv:2504.13151."
+    )
+    return Part(sections, sentences, reference)

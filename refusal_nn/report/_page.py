@@ -93,6 +93,26 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What an analysis adds to a report.
+
+    Attributes
+    ----------
+    sections : sequence of Section
+        Anchors are made unique in the page; a section whose anchor is the name of an analysis is
+        headed by the run's name where there are several.
+    answer : sequence of str
+        The result in a sentence or two, for the summary.
+    reference : str
+        Where the method comes from.
+    """
+
+    sections: Sequence[Section]
+    answer: Sequence[str] = ()
+    reference: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
     """A whole report.
 

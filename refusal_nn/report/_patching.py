@@ -9,8 +9,8 @@ from refusal_nn import plots
 from refusal_nn.plots._patching import INTERCHANGE_NAMES, SITE_NAMES
 from refusal_nn.report import _patched_runs
 from refusal_nn.report._format import interval, listed, minus, nats, p_value, percent, plural
-from refusal_nn.report._page import Block, Paragraph, Picture, Table
-from refusal_nn.report._sources import Source, labels
+from refusal_nn.report._page import Block, Paragraph, Part, Picture, Section, Table
+from refusal_nn.report._sources import Source, Study, labels
 
 HEADS_SHOWN = 20
 CASCADE_SHOWN = 16
@@ -304,3 +304,15 @@ def answer(positions_run: Source | None, heads_run: Source | None) -> list[str]:
         else:
             out.append("No single head or small set of heads was found that decides to refuse.")
     return out
+
+
+def part(study: Study) -> Part:
+    """What patching runs say."""
+    by_place, by_head = study.get("patch-positions"), study.get("patch-heads")
+    sections = []
+    if by_place is not None:
+        sections.append(Section(by_place.kind, "Where the decision is", positions(by_place)))
+    if by_head is not None:
+        sections.append(Section(by_head.kind, "Refusal heads", heads(by_head)))
+    reference = "Patching: Heimersheim and Nanda 2024, arXiv:2404.15255; heads: arXiv:2604.04385."
+    return Part(sections, answer(by_place, by_head), reference)

@@ -6,7 +6,7 @@ from typing import Any
 
 from refusal_nn.report._format import listed
 from refusal_nn.report._page import Block, Code, Paragraph, Table
-from refusal_nn.report._sources import DIRECTION, Source, labels
+from refusal_nn.report._sources import Source, labels
 
 
 def what_was_run(sources: list[Source]) -> list[Block]:
@@ -53,9 +53,9 @@ def _prompts_of(attrs: dict[str, Any]) -> str:
 def _overlap(sources: list[Source]) -> str:
     """Whether discovery, selection and test prompts are disjoint, as found in these very runs."""
     roles = {
-        "extract": "discovery",
-        "score": "selection",
-        "evaluate": "test",
+        "direction-extract": "discovery",
+        "direction-score": "selection",
+        "direction-evaluate": "test",
         "attribute-edges": "attribution",
         "circuit-evaluate": "circuit test",
     }
@@ -65,7 +65,7 @@ def _overlap(sources: list[Source]) -> str:
         for i, a in enumerate(held)
         for b in held[i + 1 :]
         # a direction and a circuit may well be of the same prompts
-        if a.kind != b.kind and (a.kind in DIRECTION) == (b.kind in DIRECTION)
+        if a.kind != b.kind and _of_direction(a) == _of_direction(b)
     ]
     if not pairs:
         return ""
@@ -117,8 +117,11 @@ def provenance(sources: list[Source]) -> list[Block]:
 
 def analysis(source: Source) -> str:
     """Name of the analysis that made a run."""
-    kind = f"direction-{source.kind}" if source.kind in DIRECTION else source.kind
-    return str(source.attrs.get("analysis", kind))
+    return source.kind
+
+
+def _of_direction(source: Source) -> bool:
+    return source.kind.startswith("direction-")
 
 
 def _seconds(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +11,8 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import store
+from refusal_nn._analyses import declared, targets
 from refusal_nn.errors import RequestError, StoreError
-
-DIRECTION = ("extract", "score", "select", "evaluate")
-"""Kinds of run of a direction study."""
-
-KINDS = (
-    *DIRECTION,
-    "patch-positions",
-    "patch-heads",
-    "attribute-nodes",
-    "attribute-edges",
-    "circuit-discover",
-    "circuit-evaluate",
-    "circuit-compare",
-)
-"""Kinds of run a report knows, in the order of a study."""
-
-_MARKS: dict[str, tuple[str, ...]] = {
-    # what tells a kind from the others, most specific first
-    "circuit-evaluate": ("circuit_metric", "faithfulness"),
-    "circuit-compare": ("iou", "node_iou"),
-    "circuit-discover": ("in_circuit",),
-    "patch-heads": ("recovery_mean", "head_p_adjusted"),
-    "patch-positions": ("recovery_mean", "patched_metric"),
-    "attribute-edges": ("edge_score_mean",),
-    "attribute-nodes": ("node_score",),
-    "evaluate": ("completion", "refused", "coherent"),
-    "select": ("selected", "bypass", "induce", "kl"),
-    "score": ("bypass", "induce", "kl"),
-    "extract": ("direction", "direction_norm"),
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +23,7 @@ class Source:
     ----------
     name : str
     kind : str
-        One of :data:`KINDS`.
+        Name of the analysis that made it.
     data : xarray.Dataset
         Its root group, strings as objects.
     groups : dict of str to xarray.Dataset
@@ -124,7 +95,7 @@ def read(
             if name not in found and path.is_dir() and store.run_hash(path) == digest:
                 found[name] = _open(path)
                 waiting.append((found[name], folder))
-    return sorted(found.values(), key=lambda s: KINDS.index(s.kind))
+    return in_order(found.values())
 
 
 def from_results(results: xr.Dataset | xr.DataTree, *, name: str | None = None) -> Source:
@@ -140,7 +111,7 @@ def from_results(results: xr.Dataset | xr.DataTree, *, name: str | None = None) 
     name = name or str(root.attrs.get("name") or root.attrs.get("analysis") or "results")
     groups = {k: _plain(node.to_dataset()) for k, node in tree.children.items()}
     kind = _kind(root, name)
-    if kind == "evaluate" and "rates" not in groups:
+    if kind == "direction-evaluate" and "rates" not in groups:
         raise RequestError(
             f"run {name!r} holds completions but no group 'rates'; give the whole result of "
             "evaluate, or make the group with refusal_nn.responses.rates."
@@ -177,14 +148,46 @@ def _open(path: Path) -> Source:
 
 
 def _kind(data: xr.Dataset, name: str) -> str:
-    for kind, marks in _MARKS.items():
-        if all(mark in data for mark in marks):
-            return kind
-    held = ", ".join(map(str, data)) or "nothing"
-    raise RequestError(
-        f"run {name!r} is of no kind that a report can show (it holds {held}); give runs of "
-        "direction, patch, attribute or circuit commands."
-    )
+    """The analysis that made a result, by what it says itself."""
+    kind = str(data.attrs.get("analysis", ""))
+    known = targets()
+    if kind not in known or not declared(kind).section:
+        said = f"is a {kind} run" if kind else "does not say which analysis made it"
+        raise RequestError(
+            f"run {name!r} {said}, which is of no kind that a report can show; give runs of "
+            f"{', '.join(known)}."
+        )
+    return kind
+
+
+def in_order(sources: Iterable[Source]) -> list[Source]:
+    """Sources in the order of a study."""
+    order = list(targets())
+    return sorted(sources, key=lambda s: order.index(s.kind))
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that belong together, at most one of an analysis.
+
+    Attributes
+    ----------
+    sources : list of Source
+    repeated : set of (str, str)
+        Analyses and models that the report has several runs of.
+    """
+
+    sources: list[Source]
+    repeated: set[tuple[str, str]] = field(default_factory=set)
+
+    def get(self, kind: str) -> Source | None:
+        """The run of an analysis."""
+        return next((s for s in self.sources if s.kind == kind), None)
+
+    def name_of(self, source: Source | None) -> str:
+        """Name of a run where it is needed to tell it from others; else empty."""
+        several = source is not None and (source.kind, source.model) in self.repeated
+        return source.name if source is not None and several else ""
 
 
 def _plain(data: xr.Dataset) -> xr.Dataset:

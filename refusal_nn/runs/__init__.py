@@ -1,5 +1,26 @@
-"""Analyses kept as runs: names, fingerprints, provenance and inputs, the same way for every command."""
+"""Analyses kept as runs: what one is, how a call of it is recorded, and what later ones go on from."""
 
-from refusal_nn.runs._record import Groups, Keeping, Run, open_input, record, same_model
+from refusal_nn.runs._analysis import Analysis, analysis, declared_by
+from refusal_nn.runs._batches import batches_of, prompt_labels, rows_asked, rows_per_pass
+from refusal_nn.runs._keeping import Keeping
+from refusal_nn.runs._record import record
+from refusal_nn.runs._results import open_run, same_model
+from refusal_nn.runs._used import check_new, used
+from refusal_nn.store import Run
 
-__all__ = ["Groups", "Keeping", "Run", "open_input", "record", "same_model"]
+__all__ = [
+    "Analysis",
+    "Keeping",
+    "Run",
+    "analysis",
+    "batches_of",
+    "check_new",
+    "declared_by",
+    "open_run",
+    "prompt_labels",
+    "record",
+    "rows_asked",
+    "rows_per_pass",
+    "same_model",
+    "used",
+]

@@ -1,137 +1,56 @@
-"""Analyses kept as runs: names, fingerprints, provenance and inputs, the same way for every command."""
+"""A call of an analysis kept as a run, the same way for every analysis."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xarray as xr
 
 from refusal_nn import store
-from refusal_nn.errors import InterventionError, PromptError, RequestError, StoreError
-
-if TYPE_CHECKING:
-    from refusal_nn.models import Model
-    from refusal_nn.store import Progress, Recorder
-
-SCHEMA = 2
-"""Raised when the meaning of stored variables changes, so that old runs are not taken for new ones."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """Where and how runs are kept.
-
-    Parameters
-    ----------
-    stores : Path
-        Folder of runs.
-    name : str, optional
-        Name of the run; default ``<noun>-<verb>-<model>-<8 of the fingerprint>``. Letters, digits,
-        ``.``, ``_`` and ``-``, beginning with a letter or digit.
-    request : mapping
-        What ``runs resume`` needs to make the same request again (``argv``, ``cwd``).
-    command : str
-        The command line for provenance, free of machine paths.
-    resume : bool
-        Insist that the run is there already, complete or partial.
-    progress : callable, optional
-        ``progress(stage, done, total)``. If it has a ``status``, that is given a line about the jobs
-        under way on a server whenever it changes.
-
-    Raises
-    ------
-    RequestError
-        If the name is not one.
-    """
-
-    stores: Path
-    name: str | None = None
-    request: Mapping[str, Any] = field(default_factory=dict)
-    command: str = "python"
-    resume: bool = False
-    progress: Progress | None = None
-
-    def __post_init__(self) -> None:
-        # no separators: a run lies in the folder of runs, where `runs list` sees it
-        if self.name is not None and (
-            not _NAME.fullmatch(self.name) or self.name.endswith((".zarr", ".partial"))
-        ):
-            raise RequestError(
-                f"{self.name!r} cannot be the name of a run; use letters, digits, '.', '_' and '-', "
-                "beginning with a letter or digit and without .zarr at the end (the folder is "
-                "--stores)."
-            )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is complete.
-
-    Attributes
-    ----------
-    path : Path
-    tree : xarray.DataTree
-    reused : bool
-        It was there before, with the same fingerprint; nothing was computed.
-    """
-
-    path: Path
-    tree: xr.DataTree
-    reused: bool
-
-    @property
-    def name(self) -> str:
-        """Name of the run."""
-        return self.path.name.removesuffix(".zarr")
-
-    @property
-    def as_input(self) -> dict[str, str]:
-        """How later runs refer to it: its name and the hash of its content."""
-        return {"run": self.name, "hash": store.run_hash(self.path)}
-
-
-Groups = Mapping[str, xr.Dataset]
+from refusal_nn.errors import (
+    BackendError,
+    InterventionError,
+    PromptError,
+    RequestError,
+    StoreError,
+    WorkError,
+)
+from refusal_nn.runs._analysis import Analysis, declared_by
+from refusal_nn.runs._keeping import Keeping
+from refusal_nn.runs._request import Request, request_of
+from refusal_nn.runs._used import split_used
 
 
 def record(
-    analysis: str,
-    keeping: Keeping,
-    work: Callable[[Recorder], tuple[Groups, Mapping[str, Any]]],
-    *,
-    model: Model,
-    prompts_hash: str,
-    options: Mapping[str, Any],
-    seed: int,
-    interventions: str = "[]",
-    inputs: Sequence[Run] = (),
-    keep: Sequence[str] = (),
-) -> Run:
-    """Run an analysis into a run, or report the run that already holds it.
+    function: Callable[..., Any],
+    *args: Any,
+    keep: Keeping,
+    made_from: Sequence[Any] = (),
+    **kwargs: Any,
+) -> store.Run:
+    """Call an analysis and keep the result as a run, or report the run that already holds it.
+
+    A run that was killed goes on where it was, with the batch boundaries it was begun with.
 
     Parameters
     ----------
-    analysis : str
-        ``noun-verb``.
-    keeping : Keeping
-    work : callable
-        Given a recorder, does the stages and returns the result groups and root attrs.
-    model : Model
-    prompts_hash : str
-    options : mapping
-        Everything else that decides the result; goes into the fingerprint and the attrs.
-    seed : int
-    interventions : str
-        JSON of the interventions.
-    inputs : sequence of Run
-        Runs it is made from.
-    keep : sequence of str
-        Stages to keep as groups.
+    function : callable
+        Declared with :func:`refusal_nn.runs.analysis`, such as ``rn.directions.score``.
+    *args, **kwargs
+        Its arguments, without ``recorder``. Where it goes on from a result: a run, the name of one in
+        the folder of runs, or what the earlier analysis returned.
+    keep : Keeping
+    made_from : sequence
+        Further results that an argument was made from, such as the direction of a metric.
+
+    Returns
+    -------
+    Run
+        Its ``reused`` says whether it was there before.
 
     Raises
     ------
@@ -142,117 +61,116 @@ def record(
         batch is done, or by what its prompts gave; nothing is left behind then.
     Detached
         If the model was loaded with ``detach`` and jobs are still under way.
+
+    Examples
+    --------
+    ::
+
+        kept = rn.Keeping("stores")
+        candidates = rn.record(rn.directions.extract, model, prompts.train, keep=kept)
+        scores = rn.record(rn.directions.score, model, candidates, prompts.val, keep=kept)
     """
-    noun, _, verb = analysis.partition("-")
-    model.backend.learn_dtype(model)
-    identity = model.identity()
-    made_from = [run.as_input for run in inputs]
+    declared = declared_by(function)
+    request = request_of(declared, declared.bind(args, kwargs), keep.stores, made_from)
+    if request.model is not None:
+        request.model.backend.learn_dtype(request.model)
+    inputs = [{"run": result.name, "hash": result.hash} for result in request.inputs]
+    facts = {
+        **request.identity(),
+        "prompts_hash": request.prompts_hash,
+        "options": request.options,
+        "seed": request.seed,
+        "interventions": request.interventions,
+    }
     fingerprint = store.fingerprint(
         {
-            "analysis": analysis,
-            "schema": SCHEMA,
-            **identity,
-            "prompts_hash": prompts_hash,
-            "options": dict(options),
-            "seed": seed,
-            "interventions": interventions,
-            "inputs": [entry["hash"] for entry in made_from],
+            "analysis": request.name,
+            "version": declared.version,
+            **facts,
+            "inputs": [entry["hash"] for entry in inputs],
         }
     )
-    name = keeping.name or store.default_name(noun, verb, model.name, fingerprint)
-    path = Path(keeping.stores) / f"{name}.zarr"
-    if keeping.resume and not path.exists() and not path.with_name(f"{name}.zarr.partial").exists():
+    noun, _, verb = request.name.partition("-")
+    name = keep.name or store.default_name(noun, verb, request.model_name, fingerprint)
+    path = Path(keep.stores) / f"{name}.zarr"
+    if keep.resume and not path.exists() and not path.with_name(f"{name}.zarr.partial").exists():
         raise RequestError(
-            f"there is no run {name!r} to resume in {str(keeping.stores)!r}; leave --resume out to "
+            f"there is no run {name!r} to resume in {str(keep.stores)!r}; leave --resume out to "
             "start it."
         )
     recorder = store.RunRecorder(
         path,
         fingerprint=fingerprint,
         provenance={
-            "analysis": analysis,
-            **identity,
-            "prompts_hash": prompts_hash,
-            "options": dict(options),
-            "seed": seed,
-            "interventions": interventions,
-            "inputs": made_from,
+            "analysis": request.name,
+            "analysis_version": declared.version,
+            **facts,
+            "speed": request.speed,
+            "inputs": inputs,
             "versions": store.versions(),
-            "command": keeping.command,
+            "command": keep.command,
         },
-        request=keeping.request,
-        progress=keeping.progress,
+        request=keep.request,
+        progress=keep.progress,
     )
     with recorder:
-        if recorder.already_complete:
-            return Run(recorder.path, recorder.open(), reused=True)
-        try:
-            status = getattr(keeping.progress, "status", None)
-            with model.backend.reporting(status, name):
-                groups, attrs = work(recorder)
-        except StoreError:
-            raise  # of the folder, not of what was asked: it may go on later
-        except RequestError as error:
-            # prompts found unusable by measuring them stay so, and so do interventions that do not
-            # fit: what was measured serves no other run. A server's refusals may pass, so what it
-            # has computed stays.
-            hopeless = isinstance(error, PromptError | InterventionError)
-            recorder.abandon(with_batches=hopeless)
-            raise
-        # a result says what it was made from, so that it can be saved alone; a run says it itself
-        own = {*identity, "prompts_hash"}
-        root = groups["/"].copy()
-        root.attrs = {k: v for k, v in root.attrs.items() if k not in own}
-        attrs = {k: v for k, v in attrs.items() if k not in own}
-        return Run(
-            recorder.path, recorder.commit({**groups, "/": root}, attrs, keep=keep), reused=False
-        )
+        if not recorder.already_complete:
+            _work(declared, request, recorder, keep, name)
+            return store.find_run(recorder.path)
+        return replace(store.find_run(recorder.path), reused=True)
 
 
-def open_input(stores: Path, name: str, analysis: str) -> Run:
-    """A complete run of one analysis, by name or path, whose files are as they were when it was made.
+def _work(
+    declared: Analysis, request: Request, recorder: store.RunRecorder, keep: Keeping, name: str
+) -> None:
+    """Do what is not done yet and commit it."""
+    # the batches of a run are those it was begun with, whatever size is asked for now
+    begun = store.read_attrs(recorder.partial).get("speed", {})
+    arguments = {**request.arguments, **{k: v for k, v in begun.items() if k in request.speed}}
+    try:
+        status = getattr(keep.progress, "status", None)
+        model = request.model
+        with nullcontext() if model is None else model.backend.reporting(status, name):
+            result = declared.function(**arguments, **_recorder(declared, recorder))
+        groups = split_used(_groups(result))
+    except WorkError as error:
+        if not isinstance(error, BackendError):  # a server may answer another time
+            recorder.abandon()
+        raise
+    except StoreError:
+        raise  # of the folder, not of what was asked: it may go on later
+    except RequestError as error:
+        # prompts found unusable by measuring them stay so, and so do interventions that do not
+        # fit: what was measured serves no other run. A server's refusals may pass, so what it
+        # has computed stays.
+        hopeless = isinstance(error, PromptError | InterventionError)
+        recorder.abandon(with_batches=hopeless)
+        raise
+    # a result says what it was made from, so that it can be saved alone; a run says it itself
+    known = store.read_attrs(recorder.partial)
+    root = groups["/"].copy()
+    root.attrs = {k: v for k, v in root.attrs.items() if k not in known}
+    recorder.commit({**groups, "/": root}, keep=declared.keep)
 
-    Raises
-    ------
-    RequestError
-        If there is no such run, it is partial, or it is of another analysis.
-    VerificationError
-        If its files do not match its manifest.
+
+def _recorder(declared: Analysis, recorder: store.RunRecorder) -> Mapping[str, Any]:
+    return {"recorder": recorder} if "recorder" in declared.signature.parameters else {}
+
+
+def _groups(result: Any) -> dict[str, xr.Dataset]:
+    """A result as the groups of a run, ``"/"`` being the root.
+
+    Groups keep no labels of dims that they have only from the root.
     """
-    given = Path(name)
-    path = given if given.parent != Path() or given.exists() else Path(stores) / name
-    folder = store.locate(path)
-    run = store.run_name(folder)
-    if folder.name.endswith(".partial"):
-        raise RequestError(
-            f"run {run!r} is partial; finish it with `refusal-nn runs resume {run}` first."
-        )
-    store.verify(folder)
-    attrs = store.read_attrs(folder)
-    if attrs.get("analysis") != analysis:
-        raise RequestError(
-            f"run {run!r} is a {attrs.get('analysis')} run, but a {analysis} run is needed here."
-        )
-    return Run(folder, xr.open_datatree(folder, engine="zarr", chunks=None), reused=True)
-
-
-def same_model(run: Run, model: Model) -> None:
-    """Refuse to go on from a run that another model made.
-
-    Raises
-    ------
-    RequestError
-        If name, weights, tokenizer or template differ. Device, dtype and backend may.
-    """
-    mine = model.identity()
-    differing = [
-        key
-        for key in ("model", "weights_hash", "tokenizer_hash", "template_hash")
-        if run.tree.attrs.get(key) != mine[key]
-    ]
-    if differing:
-        raise RequestError(
-            f"run {run.name!r} was made with model {run.tree.attrs.get('model')!r}, which differs "
-            f"from {model.name!r} in {', '.join(differing)}; pass the same --model and "
-            "--chat-template."
-        )
+    if hasattr(result, "to_result"):
+        result = result.to_result()
+    if isinstance(result, xr.Dataset):
+        return {"/": result}
+    groups = {"/": result.to_dataset()}
+    for node in result.subtree:
+        if node.path != "/":
+            group = node.to_dataset()
+            dims = {dim for variable in group.data_vars.values() for dim in variable.dims}
+            foreign = [name for name in group.coords if not set(group[name].dims) <= dims]
+            groups[node.path.strip("/")] = group.drop_vars(foreign)
+    return groups

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         Progress,
         Recorder,
     )
-    from refusal_nn.store.catalogue import Catalogue, Run, open_runs
+    from refusal_nn.store._save import content_hash
+    from refusal_nn.store.catalogue import Catalogue, Run, find_run, open_runs
     from refusal_nn.store.manifest import (
         Verification,
         locate,
@@ -64,9 +65,11 @@ _HOMES = {
     "Verification": "manifest",
     "command_line": "provenance",
     "default_name": "provenance",
+    "content_hash": "_save",
     "describe": "runs",
     "export": "_export",
     "fingerprint": "provenance",
+    "find_run": "catalogue",
     "forget_jobs": "_jobs",
     "job_ledgers": "_jobs",
     "open_runs": "catalogue",
@@ -104,9 +107,11 @@ __all__ = [
     "annotate",
     "change_request",
     "command_line",
+    "content_hash",
     "default_name",
     "describe",
     "export",
+    "find_run",
     "fingerprint",
     "forget_jobs",
     "job_ledgers",

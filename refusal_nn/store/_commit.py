@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ import xarray as xr
 from refusal_nn.errors import StoreError
 from refusal_nn.store import manifest
 from refusal_nn.store._attrs import plain
+from refusal_nn.store._stream import link_array
 from refusal_nn.store._write import (
     as_objects,
     consolidate,
@@ -124,7 +124,7 @@ def commit_run(
     draft = partial / _DRAFT
     shutil.rmtree(draft, ignore_errors=True)
     # parents before children; each group carries all its labels, so it can be opened alone
-    write_dataset(draft, checked.pop("/"), {**root, **given})
+    write_dataset(draft, checked.pop("/"), {**root, **given}, stages=partial)
     for name, ds in sorted(checked.items()):
         for above in [*Path(name).parents][-2::-1]:
             if not (draft / above / "zarr.json").exists():
@@ -132,7 +132,7 @@ def commit_run(
         if name in kept:
             _link_stage(partial / name, draft / name)
         else:
-            write_dataset(draft / name, ds)
+            write_dataset(draft / name, ds, stages=partial)
     consolidate(draft)
     manifest.write(draft)
     draft.rename(path)
@@ -147,26 +147,16 @@ def _own_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _stage(folder: Path) -> xr.Dataset:
-    ds = read_dataset(folder, load=False).drop_vars("written")
+    ds = read_dataset(folder, load=0).drop_vars("written")
     ds.attrs = {k: v for k, v in ds.attrs.items() if not k.startswith("stage_")}
     return ds
 
 
 def _link_stage(stage: Path, target: Path) -> None:
-    """The stage's files under another name; both names last, so a killed commit loses nothing."""
     node = json.loads((stage / "zarr.json").read_bytes())
     create_group(
         target, {k: v for k, v in node["attributes"].items() if not k.startswith("stage_")}
     )
     for array in sorted(p.parent for p in stage.glob("*/zarr.json")):
-        if array.name == "written":
-            continue
-        for source in array.rglob("*"):
-            # zarr's temporary files end in .partial when a kill cut them short
-            if source.is_file() and source.suffix != ".partial":
-                copy = target / source.relative_to(stage)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(source, copy)
-                except OSError:
-                    shutil.copyfile(source, copy)
+        if array.name != "written":
+            link_array(array, target / array.name)

@@ -76,6 +76,7 @@ register(
         "string",
         "",
         "The prompt as written, before the chat template",
+        prompt_labels=("prompt_id",),
     ),
     Spec(
         "used_text",

@@ -37,7 +37,7 @@ def save_run(
     keys = {*_provenance.REQUIRED, *(provenance or {}), "inputs"} & set(known)
     record = {k: known[k] for k in keys}
     groups["/"].attrs = {k: v for k, v in attrs.items() if k not in record}
-    digest = _content_hash(groups, record)
+    digest = _hash(groups, record)
     with RunRecorder(path, fingerprint=digest, provenance=record, request={}) as recorder:
         if not recorder.already_complete:
             recorder.commit(groups)
@@ -57,7 +57,12 @@ def _groups(data: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
     )
 
 
-def _content_hash(groups: Mapping[str, xr.Dataset], record: Mapping[str, Any]) -> str:
+def content_hash(data: xr.Dataset | xr.DataTree) -> str:
+    """SHA-256 of a result's arrays, labels and attrs, as 64 hex digits: what a run's hash is to a run."""
+    return _hash(_groups(data), {})
+
+
+def _hash(groups: Mapping[str, xr.Dataset], record: Mapping[str, Any]) -> str:
     volatile = {"command", "versions"}
     digest = hashlib.sha256(
         canonical({k: v for k, v in record.items() if k not in volatile}).encode()

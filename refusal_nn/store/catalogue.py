@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,6 +15,7 @@ from refusal_nn.store.manifest import (
     locate,
     progress_text,
     read_attrs,
+    run_hash,
     run_name,
     verify,
 )
@@ -36,12 +38,25 @@ class Run:
     state : {"complete", "partial"}
     attrs : dict
         Root attrs: provenance and what the analysis recorded.
+    reused : bool
+        Of a run that was asked for: it was there before, and nothing was computed.
     """
 
     name: str
     path: Path
     state: str
     attrs: dict[str, Any] = field(repr=False, hash=False)
+    reused: bool = False
+
+    @cached_property
+    def tree(self) -> xr.DataTree:
+        """The run as a tree, lazily; opened once."""
+        return self.open()
+
+    @property
+    def hash(self) -> str:
+        """Names the run's content, as ``inputs`` of later runs do."""
+        return run_hash(self.path)
 
     def open(self) -> xr.DataTree:
         """The run as a tree, lazily.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refusal_nn._analyses import declare_variables
 from refusal_nn.errors import StoreError
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Spec:
         Those of `dims` that may be absent.
     coord : bool
         Whether it is a coordinate.
+    prompt_labels : tuple of str, optional
+        Labels that dim ``prompt`` needs for this variable; default all of :data:`LABELS`. A text of a
+        corpus has a ``prompt_id`` and asks for nothing, harmful or harmless.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Spec:
     source: str = ""
     optional: tuple[str, ...] = ()
     coord: bool = False
+    prompt_labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in KINDS:
@@ -138,12 +143,23 @@ def register(*specs: Spec) -> None:
 def lookup(name: str) -> Spec | None:
     """Declaration of `name`; ``*_low``, ``*_high`` and ``*_n`` follow from the variable they bound.
 
+    Of a name that nothing imported so far declares, the packages of all analyses are asked.
+
     Examples
     --------
     >>> from refusal_nn.store.variables import lookup
     >>> lookup("refusal_rate_low").unit
     '0 to 1'
     """
+    found = _lookup(name)
+    if found is None:
+        for _ in declare_variables():
+            if (found := _lookup(name)) is not None:
+                return found
+    return found
+
+
+def _lookup(name: str) -> Spec | None:
     if name in REGISTRY:
         return REGISTRY[name]
     for end, (phrase, kind) in _ENDS.items():
@@ -230,19 +246,26 @@ def _declared(name: str, *, is_coord: bool) -> Spec:
 
 def _require_labels(ds: xr.Dataset) -> None:
     for dim in ds.dims:
-        missing = [c for c in LABELS.get(str(dim), (str(dim),)) if c not in ds.coords]
+        needed = _labels_of(ds, str(dim))
+        missing = [c for c in needed if c not in ds.coords]
         # a coordinate that lies along another dim of the same Dataset does not label this one
-        wrong = [
-            c
-            for c in LABELS.get(str(dim), (str(dim),))
-            if c in ds.coords and ds[c].dims not in ((dim,), ())
-        ]
+        wrong = [c for c in needed if c in ds.coords and ds[c].dims not in ((dim,), ())]
         if missing or wrong:
             raise StoreError(
                 f"dim {dim!r} lacks its label{'s' if len(missing + wrong) > 1 else ''} "
                 f"{', '.join(missing + wrong)}; add coordinates over {dim!r} with "
                 "Dataset.assign_coords before storing."
             )
+
+
+def _labels_of(ds: xr.Dataset, dim: str) -> tuple[str, ...]:
+    """The coordinates that a dim must carry here."""
+    every = LABELS.get(dim, (dim,))
+    if dim != "prompt":
+        return every
+    along = [_declared(str(n), is_coord=False) for n, v in ds.data_vars.items() if dim in v.dims]
+    wanted = [every if spec.prompt_labels is None else spec.prompt_labels for spec in along]
+    return tuple(c for c in every if any(c in labels for labels in wanted or [every]))
 
 
 def _kind(name: str, dtype: np.dtype, variable: xr.Variable) -> str:

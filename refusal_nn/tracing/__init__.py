@@ -17,6 +17,7 @@ from refusal_nn.tracing._batch import Batch, forward_request, generate_request, 
 from refusal_nn.tracing._check import check_requests, judge_check, residual_error, verify
 from refusal_nn.tracing._jobs import Passes
 from refusal_nn.tracing._listed import ListedPasses
+from refusal_nn.tracing._loop import Optimizer, Steps
 from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
 from refusal_nn.tracing._request import Request, Results
 from refusal_nn.tracing._rows import of_rows
@@ -36,11 +37,13 @@ __all__ = [
     "Capture",
     "Handle",
     "ListedPasses",
+    "Optimizer",
     "Passes",
     "Ref",
     "Request",
     "Results",
     "Start",
+    "Steps",
     "Work",
     "build_plan",
     "capture",

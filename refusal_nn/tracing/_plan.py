@@ -209,8 +209,14 @@ EVERYWHERE = {"index": None, "heads": None, "when": "prompt"}
 
 
 def shippable(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with references in the form that ships."""
-    return {k: v.plain() if isinstance(v, Ref) else v for k, v in args.items()}
+    """Arguments in the form that ships: references plain, arrays as tensors."""
+
+    def form(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return torch.tensor(value)
+        return value.plain() if isinstance(value, Ref) else value
+
+    return {k: form(v) for k, v in args.items()}
 
 
 def _view(site: str, place: Place | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from refusal_nn.attribution import Metric
-from refusal_nn.attribution._attribute import _summary
+from refusal_nn.attribution._summary import summary
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.prompts import Pairs
 from refusal_nn.shipped import edges as _edges
@@ -166,7 +166,7 @@ def test_the_standard_error_is_of_families():
 
     def error(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
         table = xr.Dataset({"edge_score": (("prompt", "src", "dst"), scores)})
-        return _summary(table, "edge", family)["edge_score_se"].values
+        return summary(table, "edge", family)["edge_score_se"].values
 
     once = values.std(0, ddof=1) / 6**0.5
     np.testing.assert_allclose(error(values, family), once)

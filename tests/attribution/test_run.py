@@ -8,9 +8,9 @@ import pytest
 import xarray as xr
 
 from refusal_nn import store
-from refusal_nn.attribution import attribute, attribute_run
+from refusal_nn.attribution import attribute
 from refusal_nn.errors import RequestError
-from refusal_nn.runs import Keeping, Run
+from refusal_nn.runs import Keeping, Run, record
 from tests.attribution._made import LOG_ODDS, made_pairs
 from tests.families import tiny_model
 
@@ -37,13 +37,14 @@ class Progress:
 
 
 def exact_run(stores: Path, progress: Progress) -> Run:
-    return attribute_run(
+    return record(
+        attribute,
         tiny_model("llama"),
         made_pairs(3),
-        Keeping(stores, progress=progress),
-        metric=LOG_ODDS,
+        LOG_ODDS,
         method="exact",
         batch_size=16,
+        keep=Keeping(stores, progress=progress),
     )
 
 
@@ -64,5 +65,5 @@ def test_exact_scores_go_on_where_they_stopped(tmp_path):
 
 def test_an_unknown_level_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(RequestError, match="unknown level 'head'"):
-        attribute_run(tiny_model("llama"), made_pairs(1), Keeping(tmp_path), level="head")
+        record(attribute, tiny_model("llama"), made_pairs(1), level="head", keep=Keeping(tmp_path))
     assert list(tmp_path.iterdir()) == []

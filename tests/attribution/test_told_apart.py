@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from refusal_nn import load_model
-from refusal_nn.attribution import Metric, attribute, attribute_run
+from refusal_nn.attribution import Metric, attribute
 from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import PromptError
 from refusal_nn.models import Model
 from refusal_nn.prompts import Pairs
-from refusal_nn.runs import Keeping
+from refusal_nn.runs import Keeping, record
 from refusal_nn.store import MemoryRecorder
 from tests.patching.conftest import planted
 
@@ -61,7 +61,7 @@ def test_pairs_without_the_difference_are_refused_and_leave_nothing(
     with pytest.raises(PromptError, match=message):
         attribute(gate, pairs, metric, method=method, recorder=recorder)
     with pytest.raises(PromptError, match=message):
-        attribute_run(gate, pairs, Keeping(tmp_path), metric=metric, method=method)
+        record(attribute, gate, pairs, metric, method=method, keep=Keeping(tmp_path))
     assert list(Path(tmp_path).iterdir()) == []
     assert attribute(gate, pairs[:2], metric, method="eap", check=False).sizes["prompt"] == 2
 

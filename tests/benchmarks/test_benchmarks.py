@@ -103,3 +103,12 @@ def test_methods_are_compared_with_exact_patching_of_the_embedded_model():
         agreement = found[f"node_{method}"]
         assert -1 <= agreement[f"node_{method}_pearson"] <= 1
     assert found["node_eap-ig"]["node_eap-ig_pearson"] > 0.5
+
+
+def test_attribution_needs_no_more_memory_for_twice_the_pairs():
+    found = result("attribution_memory.py")
+    few, many = found["pairs"]
+    assert (few, many) == (80, 160)
+    assert found["dense_mb"][str(many)] > 70
+    assert found["ratio"] < 1.3, found["peak_extra_mb"]
+    assert found["peak_extra_mb"][str(many)] < 2 * found["dense_mb"][str(many)]

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from refusal_nn import load_model, store
 from refusal_nn.attribution import Metric
 from refusal_nn.cli import cli
-from refusal_nn.runs import Keeping, record
 from tests.attribution._made import made_pairs, told_apart
 from tests.families import tiny_model, tiny_module, tiny_tokenizer
 
@@ -130,7 +129,7 @@ def test_options_are_checked_before_refusal_tokens_are_looked_for(
     def never(*args, **options):
         raise AssertionError("a pass was made")
 
-    monkeypatch.setattr("refusal_nn.attribution._steps.discover_refusal_tokens", never)
+    monkeypatch.setattr("refusal_nn.contrasts._metric.discover_refusal_tokens", never)
     result = refusal_nn(*given(folder), "--stores", str(tmp_path), *more)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
@@ -151,18 +150,17 @@ def test_swapped_pairs_exit_2_and_leave_nothing_behind(folder, tmp_path):
 
 def test_a_direction_of_another_model_is_refused(folder, tmp_path):
     model = load_model("tiny-refuser")
-    record(
-        "direction-select",
-        Keeping(tmp_path, "chosen"),
-        lambda _r: (
-            {"/": xr.Dataset({"direction": ("d_model", np.ones(model.d_model))})},
-            {"layer": 2, "position": -1},
-        ),
-        model=model,
-        prompts_hash="0" * 16,
-        options={},
-        seed=0,
+    chosen = xr.Dataset(
+        {"direction": ("d_model", np.ones(model.d_model))},
+        attrs={
+            **model.identity(),
+            "analysis": "direction-select",
+            "prompts_hash": "0" * 16,
+            "layer": 2,
+            "position": -1,
+        },
     )
+    store.save(chosen, tmp_path / "chosen")
     argv = [*given(folder), "--stores", str(tmp_path), "--metric", "projection"]
     result = refusal_nn(*argv, "--direction", "chosen")
     assert result.exit_code == 2

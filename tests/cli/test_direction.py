@@ -243,7 +243,7 @@ def test_a_model_folder_has_to_be_given_again(
     folder: Path, chain: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = ["direction", "select", chain["score"], "--stores", str(folder / "stores"), *WIDE]
+    argv = ["direction", "score", chain["extract"], *given(folder), "--no-screen", *WIDE]
     result = refusal_nn(*argv)
     assert result.exit_code == 2
     assert "made with model folder 'tiny-llama'" in result.stderr

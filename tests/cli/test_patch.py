@@ -198,7 +198,7 @@ def test_a_request_is_checked_before_refusal_tokens_are_looked_for(
     def never(*args, **options):
         raise AssertionError("a pass was made")
 
-    monkeypatch.setattr("refusal_nn.contrasts._measured.discover_refusal_tokens", never)
+    monkeypatch.setattr("refusal_nn.contrasts._metric.discover_refusal_tokens", never)
     result = refusal_nn(*tiny(folder, verb, "--stores", str(tmp_path), *more))
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.split())
@@ -228,23 +228,21 @@ def test_a_projection_on_a_stored_direction_is_a_metric(folder, tmp_path):
     import numpy as np
 
     from refusal_nn import load_model
-    from refusal_nn.runs import Keeping, record
 
     model = load_model("planted-gate")
     direction = np.zeros(model.d_model)
     direction[3] = 1.0  # where the planted amplifiers write
-    record(
-        "direction-select",
-        Keeping(folder / "stores", "chosen"),
-        lambda _r: (
-            {"/": xr.Dataset({"direction": ("d_model", direction)})},
-            {"layer": 3, "position": -1},
-        ),
-        model=model,
-        prompts_hash="0" * 16,
-        options={},
-        seed=0,
+    chosen = xr.Dataset(
+        {"direction": ("d_model", direction)},
+        attrs={
+            **model.identity(),
+            "analysis": "direction-select",
+            "prompts_hash": "0" * 16,
+            "layer": 3,
+            "position": -1,
+        },
     )
+    store.save(chosen, folder / "stores" / "chosen")
     argv = gate(folder, "--metric", "projection", "--direction", "chosen", "--max-new-tokens", "0")
     argv = [a for a in argv if a not in ("--refusal-tokens", "I")]
     answer = done("patch", "positions", *argv)

@@ -12,9 +12,8 @@ import xarray as xr
 
 import refusal_nn as rn
 from refusal_nn.backends import Limits
-from refusal_nn.directions import extract_run
 from refusal_nn.errors import BackendError
-from refusal_nn.runs import Keeping, Run
+from refusal_nn.runs import Keeping, Run, record
 from refusal_nn.store import JobLedger
 from refusal_nn.store.provenance import VOLATILE
 from tests.long.tier import sampled
@@ -30,7 +29,7 @@ def extract(stack: Stack, stores: Path, name: str, progress: Any = None) -> Run:
     model = rn.load_model("tiny-refuser", backend="ndif", host=stack.url(), limits=LIMITS)
     prompts = rn.load_prompts("tiny-bench").train[:320]
     keeping = Keeping(stores, name, progress=progress)
-    return extract_run(model, prompts, keeping, batch_size=32)
+    return record(rn.directions.extract, model, prompts, batch_size=32, keep=keeping)
 
 
 @pytest.fixture(scope="module")

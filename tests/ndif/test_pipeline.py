@@ -205,6 +205,6 @@ def test_the_status_line_follows_the_jobs(stack: Stack, tmp_path: Path) -> None:
 
     model = rn.load_model("tiny-refuser", backend="ndif", host=stack.url())
     prompts = rn.load_prompts("tiny-bench").train
-    rn.directions.extract_run(model, prompts, Keeping(tmp_path, "run", progress=Line()))
+    rn.record(rn.directions.extract, model, prompts, keep=Keeping(tmp_path, "run", progress=Line()))
     assert all(line.startswith(f"{stack.url()}: ") for line in Line.seen)
     assert any("1 submitted" in line for line in Line.seen)

@@ -10,7 +10,7 @@ from refusal_nn.attribution import Metric
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.models.organisms.planted import ECHOES, LEAK, PLANTED_CIRCUIT, PLANTED_NODES
 from refusal_nn.patching import generate, of_heads, refusal_heads
-from refusal_nn.patching._steps import heads_of
+from refusal_nn.patching._kept import heads_of
 from refusal_nn.prompts import Pairs
 from tests.circuits.planted import NAMES
 from tests.circuits.planted import planted as shaped

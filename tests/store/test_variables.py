@@ -64,6 +64,14 @@ def test_annotate_refuses(spoil, message):
         annotate(spoil(table()))
 
 
+def test_a_corpus_needs_no_harm_and_no_style():
+    ds = xr.Dataset({"text": ("prompt", np.array(["a", "b"], dtype=object))})
+    ds = ds.assign_coords(prompt_id=("prompt", np.array(["0" * 16, "1" * 16], dtype=object)))
+    assert annotate(ds)["text"].attrs["long_name"]
+    with pytest.raises(StoreError, match="lacks its labels category, harm, style"):
+        annotate(ds.assign(kept=("prompt", [True, False])))
+
+
 def test_a_missing_string_is_refused_because_zarr_would_store_an_empty_one():
     ds = prompt_template(2)
     # xarray turns the None into nan

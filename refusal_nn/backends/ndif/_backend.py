@@ -14,6 +14,7 @@ import torch
 from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._payload import Batches, digest_of
 from refusal_nn.backends._process import Preflight
+from refusal_nn.backends._size import size_of
 from refusal_nn.backends.ndif._deployments import (
     check_other_deployments,
     find_deployment,
@@ -161,6 +162,10 @@ class Ndif(Backend):
         """Results of the batches of a stage, as they come."""
         jobs = Jobs(model, Batches(model, asked, shared), ledger)
         yield from jobs.answers(indices, detach=self.detach)
+
+    def fits(self, model: Model, requests: Sequence[Request]) -> bool:
+        """Whether requests are within the limits of a job."""
+        return size_of(model, requests).within(self.limits)
 
     def learn_dtype(self, model: Model) -> None:
         """Have a model deployed that is not yet, by an empty job, to know what dtype it runs in there.

@@ -1,8 +1,8 @@
-"""Patching as runs, the same content whoever makes them."""
+"""Patching with what the patched model says: the analyses that commands run, and their tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,30 +14,28 @@ from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._baseline import blocks
 from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant, checked_interchange
 from refusal_nn.patching._generate import generate, of_heads
-from refusal_nn.patching._positions import SITES, checked_positions, checked_sites
-from refusal_nn.patching._positions import positions as patch_positions
+from refusal_nn.patching._positions import checked_positions, checked_sites
+from refusal_nn.patching._positions import positions as patch_all_positions
 from refusal_nn.patching._refusal_heads import check_options, check_splits, refusal_heads
 from refusal_nn.patching._select import Rule
 from refusal_nn.patching._sets import Head
-from refusal_nn.runs import Groups, Keeping, Run, record
+from refusal_nn.runs import analysis
 from refusal_nn.runs._batches import rows_asked
+from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
-    from refusal_nn.store import Recorder
-
-Work = tuple[Groups, Mapping[str, Any]]
 
 
-def positions_run(
+@analysis("patch-positions", splits={"pairs": "test"}, section="refusal_nn.report._patching:part")
+def patch_positions(
     model: Model,
     pairs: Pairs,
-    keeping: Keeping,
     *,
     metric: Metric | None = None,
-    sites: Sequence[str] = SITES,
-    direction: str = "sufficiency",
+    sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out"),
+    interchange: str = "sufficiency",
     cumulative: bool = False,
     positions: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
@@ -45,74 +43,64 @@ def positions_run(
     max_new_tokens: int = 32,
     batch_size: int | None = None,
     seed: int = 0,
-    inputs: Sequence[Run] = (),
-) -> Run:
-    """Patching over positions as a run ``patch-positions``; see :func:`refusal_nn.patching.positions`.
+    recorder: Recorder | None = None,
+) -> xr.DataTree:
+    """Patching over positions, and what the model says under the strongest patch of each site.
 
-    Group ``completions`` holds what the model says under the strongest patch of each site, on the
-    same pairs; ``max_new_tokens`` of 0 leaves it out.
+    Parameters
+    ----------
+    max_new_tokens : int
+        Length of the completions of patched runs; 0: none.
+    model, pairs, ..., recorder
+        See :func:`refusal_nn.patching.positions`.
+
+    Returns
+    -------
+    xarray.DataTree
+        At the root as :func:`refusal_nn.patching.positions`; in group ``completions``, on the same
+        pairs, as :func:`refusal_nn.patching.generate`.
+
+    Raises
+    ------
+    PromptError, RequestError
+        As :func:`refusal_nn.patching.positions`.
     """
-    checked_interchange(direction)
+    checked_interchange(interchange)
     _check_request(model, pairs, metric, positions, layers, batch_size)
     checked_sites(model, sites)
-    where = None if positions is None else [int(p) for p in positions]
-    chosen = None if layers is None else [int(layer) for layer in layers]
-
-    def work(recorder: Recorder) -> Work:
-        found = patch_positions(
-            model,
-            pairs,
-            sites=sites,
-            direction=direction,
-            cumulative=cumulative,
-            metric=metric,
-            positions=where,
-            layers=chosen,
-            screen=screen,
-            batch_size=batch_size,
-            seed=seed,
-            recorder=recorder,
-        )
-        groups = {"/": found}
-        if max_new_tokens:
-            groups["completions"] = generate(
-                model,
-                kept_pairs(pairs, found),
-                strongest(found),
-                direction=direction,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                recorder=recorder,
-            )
-        return groups, found.attrs
-
-    return record(
-        "patch-positions",
-        keeping,
-        work,
-        model=model,
-        prompts_hash=pairs.hash,
-        options={
-            "sites": list(sites),
-            "direction": direction,
-            "cumulative": cumulative,
-            "positions": where,
-            "layers": chosen,
-            "screen": screen,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "prompts": pairs.name,
-            **({} if metric is None else metric.to_attrs()),
-        },
+    rec = recorder if recorder is not None else MemoryRecorder()
+    found = patch_all_positions(
+        model,
+        pairs,
+        sites=sites,
+        direction=interchange,
+        cumulative=cumulative,
+        metric=metric,
+        positions=positions,
+        layers=layers,
+        screen=screen,
+        batch_size=batch_size,
         seed=seed,
-        inputs=list(inputs),
+        recorder=rec,
     )
+    groups = {"/": found}
+    if max_new_tokens:
+        groups["/completions"] = generate(
+            model,
+            kept_pairs(pairs, found),
+            strongest(found),
+            direction=interchange,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            recorder=rec,
+        )
+    return xr.DataTree.from_dict(groups)
 
 
-def heads_run(
+@analysis("patch-heads", section="refusal_nn.report._patching:part")
+def patch_heads(
     model: Model,
     pairs: Pairs,
-    keeping: Keeping,
     *,
     metric: Metric | None = None,
     positions: Sequence[int] | None = None,
@@ -126,75 +114,68 @@ def heads_run(
     max_new_tokens: int = 32,
     batch_size: int | None = None,
     seed: int = 0,
-    inputs: Sequence[Run] = (),
-) -> Run:
-    """The refusal heads as a run ``patch-heads``; see :func:`refusal_nn.patching.refusal_heads`.
+    recorder: Recorder | None = None,
+) -> xr.DataTree:
+    """The heads that decide to refuse, and what the model says with all of them exchanged.
 
-    Groups ``completions_sufficiency`` and ``completions_necessity`` hold what the model says on the
-    test pairs with all of them exchanged, where there are any; ``max_new_tokens`` of 0 leaves them
-    out.
+    Parameters
+    ----------
+    max_new_tokens : int
+        Length of the completions of patched runs; 0: none.
+    model, pairs, ..., recorder
+        See :func:`refusal_nn.patching.refusal_heads`.
+
+    Returns
+    -------
+    xarray.DataTree
+        As :func:`refusal_nn.patching.refusal_heads`; where there are refusal heads, groups
+        ``completions_sufficiency`` and ``completions_necessity`` on the test pairs, as
+        :func:`refusal_nn.patching.generate`.
+
+    Raises
+    ------
+    PromptError, RequestError
+        As :func:`refusal_nn.patching.refusal_heads`.
     """
     check_options(Rule(alpha, min_effect, max_heads), 1, n_controls, correction)
     check_splits(pairs)
     block_places(model)  # of direct attribution
     _check_request(model, pairs, metric, positions, layers, batch_size)
-    where = None if positions is None else [int(p) for p in positions]
-    chosen = None if layers is None else [int(layer) for layer in layers]
-    options = {
-        "alpha": alpha,
-        "min_effect": min_effect,
-        "correction": correction,
-        "max_heads": max_heads,
-        "n_controls": n_controls,
-        "screen": screen,
-        "batch_size": batch_size,
-    }
-
-    def work(recorder: Recorder) -> Work:
-        tree = refusal_heads(
-            model,
-            pairs,
-            metric=metric,
-            positions=where,
-            layers=chosen,
-            seed=seed,
-            recorder=recorder,
-            **options,  # type: ignore[arg-type]
-        )
-        groups = {node.path: _own(node.to_dataset()) for node in tree.subtree}
-        heads = heads_of(groups["/"])
-        if heads and max_new_tokens:
-            test = kept_pairs(pairs.test, groups["/test"])
-            for direction in INTERCHANGES:
-                groups[f"/completions_{direction}"] = generate(
-                    model,
-                    test,
-                    {"refusal heads": of_heads(heads, where)},
-                    direction=direction,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    recorder=recorder,
-                    stage=f"completions_{direction}",
-                )
-        return {path.strip("/") or "/": ds for path, ds in groups.items()}, groups["/"].attrs
-
-    return record(
-        "patch-heads",
-        keeping,
-        work,
-        model=model,
-        prompts_hash=pairs.hash,
-        options={
-            **options,
-            "positions": where,
-            "layers": chosen,
-            "max_new_tokens": max_new_tokens,
-            "prompts": pairs.name,
-            **({} if metric is None else metric.to_attrs()),
-        },
+    rec = recorder if recorder is not None else MemoryRecorder()
+    tree = refusal_heads(
+        model,
+        pairs,
+        metric=metric,
+        positions=positions,
+        layers=layers,
+        alpha=alpha,
+        min_effect=min_effect,
+        correction=correction,
+        max_heads=max_heads,
+        n_controls=n_controls,
+        screen=screen,
+        batch_size=batch_size,
         seed=seed,
-        inputs=list(inputs),
+        recorder=rec,
     )
+    heads = heads_of(tree.to_dataset())
+    if not heads or not max_new_tokens:
+        return tree
+    test = kept_pairs(pairs.test, tree["test"].to_dataset())
+    said = {
+        f"completions_{interchange}": generate(
+            model,
+            test,
+            {"refusal heads": of_heads(heads, positions)},
+            direction=interchange,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            recorder=rec,
+            stage=f"completions_{interchange}",
+        )
+        for interchange in INTERCHANGES
+    }
+    return tree.assign({name: xr.DataTree(group) for name, group in said.items()})
 
 
 def _check_request(
@@ -214,12 +195,6 @@ def _check_request(
         checked_positions(aligned, positions)
     # without a metric the refusal log-odds are, which see every block
     blocks(model, metric or Metric("refusal-log-odds"), layers)
-
-
-def _own(group: xr.Dataset) -> xr.Dataset:
-    """A group without labels of dims that it has only from the root."""
-    used = {dim for variable in group.data_vars.values() for dim in variable.dims}
-    return group.drop_vars([c for c in group.coords if not set(group[c].dims) <= used])
 
 
 def strongest(table: xr.Dataset) -> dict[str, Variant]:

@@ -1,0 +1,114 @@
+"""The part of a report on a direction: how it was found and chosen, and what it does."""
+
+from __future__ import annotations
+
+from refusal_nn.report import _behaviour, _candidates, _completions
+from refusal_nn.report._candidates import Chosen
+from refusal_nn.report._format import listed, minus, nats, plural
+from refusal_nn.report._page import Block, Part, Section
+from refusal_nn.report._sources import Source, Study
+
+REFERENCE = "Directions: Arditi et al. 2024, arXiv:2406.11717."
+
+
+def part(study: Study) -> Part:
+    """What the runs of a direction study say together."""
+    extract, scores, selected, evaluated = (
+        study.get(f"direction-{verb}") for verb in ("extract", "score", "select", "evaluate")
+    )
+    chosen = _candidates.chosen_in(scores, selected)
+    sections: list[Section] = []
+
+    def add(anchor: str, title: str, blocks: list[Block]) -> None:
+        if blocks:
+            sections.append(Section(anchor, title, blocks))
+
+    if evaluated is not None:
+        add("behaviour", "Behaviour on test prompts", [
+            *_behaviour.behaviour(evaluated), *_behaviour.effects(evaluated),
+        ])  # fmt: skip
+        add("side-effects", "Side effects", _behaviour.side_effects(evaluated))
+        add("controls", "Controls", _behaviour.controls(evaluated))
+        add("categories", "By category", _behaviour.categories(evaluated))
+        add("scores", "Refusal scores", _behaviour.score_figure(evaluated))
+    table = selected or scores
+    if chosen is not None and table is not None:
+        add("selection", "The selected direction", _candidates.selection(table.data, chosen))
+    if scores is not None:
+        add("candidates", "Candidate directions", _candidates.scoring(scores, chosen))
+    if extract is not None:
+        add("discovery", "Discovery", _candidates.extraction(extract))
+    if evaluated is not None:
+        add("completions", "Sample completions", _completions.sampled(evaluated))
+        add("failures", "Where it failed", _completions.failures(evaluated))
+    answer = _answer(study.sources[0].model, evaluated, chosen, table)
+    return Part(sections, answer, REFERENCE)
+
+
+def _answer(
+    model: str, evaluated: Source | None, chosen: Chosen | None, table: Source | None
+) -> list[str]:
+    """The result in a few sentences, every rate with its interval."""
+    out: list[str] = []
+    where = "the direction"
+    if evaluated is not None and "layer" in evaluated.attrs and "position" in evaluated.attrs:
+        place = (
+            f"layer {evaluated.attrs['layer']}, position {minus(int(evaluated.attrs['position']))}"
+        )
+        where = f"the direction from {place}"
+    elif chosen is not None and chosen.layer is not None:
+        where = f"the direction from {chosen.place}"
+    if chosen is not None and table is not None:
+        out.append(_selection_sentence(model, chosen, table))
+    if evaluated is None:
+        return out
+    rates = evaluated.groups["rates"]
+    cell, has = _behaviour.cell, _behaviour.has
+    if has(rates, "baseline", "toxic"):
+        sentence = (
+            f"On the test prompts, {model} refuses {cell(rates, 'baseline', 'toxic')} of harmful"
+        )
+        for style, words in (("safe", "harmless"), ("hard", "harmless but harmful-looking")):
+            if has(rates, "baseline", style):
+                sentence += f", {cell(rates, 'baseline', style)} of {words}"
+        out.append(f"{sentence} prompts.")
+    for condition, style, words, edit in (
+        ("ablation", "toxic", "harmful", f"With {where} ablated"),
+        ("addition", "safe", "harmless", "With it added"),
+    ):
+        if has(rates, condition, style):
+            coherent = _behaviour.coherence(rates, condition, style)
+            out.append(
+                f"{edit} it refuses {cell(rates, condition, style)} of {words} prompts"
+                + (f" ({coherent} of its completions coherent)." if coherent else ".")
+            )
+    random = [
+        f"{cell(rates, condition, style)} of {words} prompts ({verb})"
+        for condition, style, verb, words in (
+            ("random_ablation", "toxic", "ablated", "harmful"),
+            ("random_addition", "safe", "added", "harmless"),
+        )
+        if has(rates, condition, style)
+    ]
+    if random:
+        out.append(f"With random directions of equal norm it refuses {listed(random)}.")
+    confidence = 100 * float(rates.attrs.get("confidence", 0.95))
+    out.append(f"Brackets: {confidence:g} % intervals, in per cent.")
+    return out
+
+
+def _selection_sentence(model: str, chosen: Chosen, table: Source) -> str:
+    if chosen.layer is None:
+        return f"{model} has no refusal direction that the rule admits. {chosen.why}".strip()
+    at = table.data.sel(layer=chosen.layer, position=chosen.position)
+    total = table.data.sizes["layer"] * table.data.sizes["position"]
+    ties = len(chosen.near_ties)
+    near = f" ({plural(ties, 'near tie')})" if ties else ""
+    if chosen.n_admissible == 1:
+        found = f"Of {total:,} candidates only 1 is admissible, so there is nothing to rank: it is"
+    else:
+        found = f"Of {total:,} candidates {chosen.n_admissible:,} are admissible; the rule selects"
+    return (
+        f"{found} {chosen.place}{near}: bypass {nats(float(at['bypass']))}, induce "
+        f"{nats(float(at['induce']))}, KL {nats(float(at['kl']))} nats."
+    )

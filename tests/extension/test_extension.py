@@ -1,0 +1,192 @@
+"""A package of somebody else adds an analysis: command, run, resume, dry run, list, verify, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from tests.patience import limit
+
+PACKAGE = Path(__file__).parent / "package"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the package is installed into."""
+    site = tmp_path_factory.mktemp("site")
+    source = tmp_path_factory.mktemp("source")
+    for file in PACKAGE.iterdir():
+        if file.is_file():
+            (source / file.name).write_bytes(file.read_bytes())
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"),
+            *("--no-build-isolation", "--disable-pip-version-check", "--target", site, source),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=limit(120),
+    )
+    return site
+
+
+def environment(site: Path) -> dict[str, str]:
+    above = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(site), above]))}
+
+
+def refusal_nn(site: Path, *argv: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "refusal_nn", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=limit(120),
+        cwd=ROOT,
+        env=environment(site),
+    )
+
+
+def done(site: Path, *argv: Any) -> Any:
+    result = refusal_nn(site, *argv, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def measured(stores: Path, name: str, *more: str) -> list[str]:
+    where = ["--stores", str(stores), "--name", name]
+    return ["norms", "measure", "--model", "tiny-refuser", "--prompts", "tiny-bench", *where, *more]
+
+
+@pytest.fixture(scope="module")
+def stores(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run of the analysis, whole."""
+    stores = tmp_path_factory.mktemp("stores")
+    done(site, *measured(stores, "whole", "--batch-size", "32"))
+    return stores
+
+
+def test_the_package_is_small() -> None:
+    assert len((PACKAGE / "norms.py").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_help_lists_the_command_without_importing_the_package(site: Path) -> None:
+    code = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from refusal_nn.cli import cli\n"
+        "for words in (['--help'], ['norms', '--help'], ['norms', 'measure', '--help']):\n"
+        "    print(CliRunner().invoke(cli, words).output)\n"
+        "print(sorted({'norms', 'torch'} & set(sys.modules)))\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=limit(120),
+        cwd=ROOT,
+        env=environment(site),
+        check=True,
+    ).stdout
+    assert re.search(r"^  norms +Added by norms\.$", told, re.MULTILINE)
+    assert re.search(r"^  measure +Norm of the residual stream", told, re.MULTILINE)
+    assert re.search(r"--scale FLOAT +What the norms are divided by\. +\[default: 1\.0\]", told)
+    assert told.splitlines()[-1] == "[]"
+
+
+def test_its_run_is_listed_shown_and_verified(site: Path, stores: Path) -> None:
+    (run,) = (r for r in done(site, "runs", "list", "--stores", stores) if r["name"] == "whole")
+    assert run["attrs"]["analysis"] == "norms-measure"
+    assert run["attrs"]["options"] == {"prompts": "tiny-bench", "scale": 1.0}
+    shown = done(site, "runs", "show", "whole", "--stores", stores)
+    assert shown["groups"]["/"]["variables"]["stream_norm"]["units"] == "residual stream units"
+    assert done(site, "runs", "verify", "whole", "--stores", stores)[0]["ok"]
+    assert done(site, *measured(stores, "whole", "--batch-size", "7"))["reused"]
+
+
+def test_a_killed_run_is_resumed_to_the_same_store(site: Path, stores: Path) -> None:
+    argv = measured(stores, "killed", "--batch-size", "32")
+    dying = textwrap.dedent(
+        f"""
+        import os, signal
+        import refusal_nn.store.run_recorder as recorder
+        report, calls = recorder.report, []
+        def dies(progress, stage, done, total):
+            calls.append(done)
+            if done == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            report(progress, stage, done, total)
+        recorder.report = dies
+        from refusal_nn.cli import cli
+        cli({argv!r}, prog_name="refusal-nn")
+        """
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", dying],
+        capture_output=True,
+        timeout=limit(120),
+        cwd=ROOT,
+        env=environment(site),
+    )
+    assert killed.returncode == -signal.SIGKILL
+    shown = done(site, "runs", "show", "killed", "--stores", stores)
+    assert (shown["state"], shown["stages"]["norms"][0]) == ("partial", 4)
+    result = refusal_nn(site, "runs", "resume", "killed", "--stores", stores)
+    assert result.returncode == 0, result.stderr
+    whole, again = (xr.open_zarr(stores / f"{name}.zarr").load() for name in ("whole", "killed"))
+    xr.testing.assert_equal(whole, again)
+
+
+def test_a_dry_run_gives_the_same_numbers(site: Path, stores: Path) -> None:
+    done(site, *measured(stores, "dry", "--backend", "dry-run", "--batch-size", "32"))
+    whole, dry = (xr.open_zarr(stores / f"{name}.zarr").load() for name in ("whole", "dry"))
+    np.testing.assert_allclose(dry["stream_norm"], whole["stream_norm"], rtol=1e-6)
+
+
+def test_its_section_is_in_the_report(site: Path, stores: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    done(site, "report", "whole", "--stores", stores, "--output", page)
+    text = page.read_text(encoding="utf-8")
+    assert "## Norms" in text
+    assert "The stream is longest at the input of layer" in text
+
+
+def test_a_broken_package_costs_one_line(site: Path, stores: Path, tmp_path: Path) -> None:
+    info = tmp_path / "broken-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(
+        "[refusal_nn.analyses]\nbroken-thing = broken_thing:thing\nnorms-other = norms:absent\n"
+    )
+    env = environment(site)
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
+
+    def said(*argv: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "refusal_nn", *argv]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=limit(120), cwd=ROOT, env=env
+        )
+
+    listed = said("--help")
+    assert listed.returncode == 0, listed.stderr
+    assert "broken" in listed.stdout
+    below = said("norms", "--help")
+    assert below.returncode == 0, below.stderr
+    assert re.search(r"^  measure +Norm of", below.stdout, re.MULTILINE)
+    assert re.search(r"^  other +Broken: ", below.stdout, re.MULTILINE)
+    used = said("broken", "thing")
+    assert used.returncode == 2
+    assert "cannot be read as an analysis" in used.stderr
+    assert "Traceback" not in used.stderr
+    assert said("runs", "list", "--stores", str(stores)).returncode == 0
