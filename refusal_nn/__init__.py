@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import refusal_nn.runs as runs
     import refusal_nn.stats as stats
     import refusal_nn.store as store
+    import refusal_nn.testing as testing
     import refusal_nn.tracing as tracing
     from refusal_nn.interventions import (
         ActivationAddition,
@@ -75,6 +76,7 @@ _SUBMODULES = (
     "runs",
     "stats",
     "store",
+    "testing",
     "tracing",
 )
 
@@ -134,6 +136,7 @@ __all__ = [
     "save",
     "stats",
     "store",
+    "testing",
     "tracing",
 ]
 

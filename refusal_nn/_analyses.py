@@ -16,6 +16,7 @@ OURS = {
     "direction-score": "refusal_nn.directions._score:score",
     "direction-select": "refusal_nn.directions._select:select",
     "direction-evaluate": "refusal_nn.directions._evaluate:evaluate_selected",
+    "responses-evaluate": "refusal_nn.responses._evaluate:evaluate",
     "patch-positions": "refusal_nn.patching._kept:patch_positions",
     "patch-heads": "refusal_nn.patching._kept:patch_heads",
     "attribute-nodes": "refusal_nn.attribution._attribute:attribute",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def renamed(
@@ -37,3 +41,31 @@ def renamed(
         return found
 
     return find
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function that takes keyword arguments by their old names, too.
+
+    Parameters
+    ----------
+    **names : str
+        Old name to new.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **given: P.kwargs) -> R:
+            for old, new in names.items():
+                if old in given:
+                    warnings.warn(
+                        f"argument {old} of {function.__name__} is now {new}; the old name goes with "
+                        "the next version.",
+                        DeprecationWarning,
+                        stacklevel=2,
+                    )
+                    given.setdefault(new, given.pop(old))
+            return function(*args, **given)
+
+        return call
+
+    return decorate

@@ -48,6 +48,10 @@ class UnavailableError(BackendError):
     """A server cannot be reached or is not ready; the same call may succeed later."""
 
 
+class TooMuchAtOnceError(RefusalNNError):
+    """A job was too large for where it was sent; less of it may pass. Always one of the others, too."""
+
+
 class Detached(RefusalNNError):  # noqa: N818 - not an error
     """Jobs are submitted and nobody waits for them: not a failure (exit code 0).
 

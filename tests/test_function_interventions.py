@@ -25,9 +25,8 @@ from refusal_nn.interventions import (
     from_json,
     to_json,
 )
+from refusal_nn.testing import D_MODEL, hooks, plain_module, tiny_model
 from refusal_nn.tracing import Capture, capture_tokens, completions, generate_request, pad, run
-from tests.families import D_MODEL, plain_module, tiny_model
-from tests.tracing import _hooks
 
 nnsight.register("tests")  # as a script's own functions; those of a package only where it says so
 
@@ -88,8 +87,8 @@ def residuals(model, interventions) -> np.ndarray:
 
 def hooked(changes) -> np.ndarray:
     module, lengths = plain_module("llama"), [len(r) for r in ROWS]
-    found = _hooks.everything(module, "llama", _hooks.pad_rows(ROWS), changes)
-    layers = [_hooks.at_end(found["resid_post", i], lengths, "left", (-2, -1)) for i in range(3)]
+    found = hooks.everything(module, "llama", hooks.pad_rows(ROWS), changes)
+    layers = [hooks.at_end(found["resid_post", i], lengths, "left", (-2, -1)) for i in range(3)]
     return torch.stack(layers).numpy()
 
 
@@ -101,12 +100,12 @@ def test_a_function_does_what_a_hook_does(site: str) -> None:
     if site == "resid_mid":  # a hook on the norm's input would change the MLP alone
         expected = hooked(
             [
-                (*_hooks.place("llama", 1, "resid_pre"), keep := Keep()),
-                (*_hooks.place("llama", 1, "attn_out"), lambda x: by_hand(keep.x + x) - keep.x),
+                (*hooks.place("llama", 1, "resid_pre"), keep := Keep()),
+                (*hooks.place("llama", 1, "attn_out"), lambda x: by_hand(keep.x + x) - keep.x),
             ]
         )
     else:
-        expected = hooked([(*_hooks.place("llama", 1, site), by_hand)])
+        expected = hooked([(*hooks.place("llama", 1, site), by_hand)])
     found = residuals(tiny_model("llama"), [edit(layers=[1], site=site)])
     assert np.abs(found - residuals(tiny_model("llama"), [])).max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
@@ -126,11 +125,11 @@ def test_layers_heads_and_positions_choose_where_it_acts() -> None:
         x[:, -1, [0, 2]] *= 2
         return x.flatten(-2)
 
-    expected = hooked([(*_hooks.place("llama", 2, "z"), heads)])
+    expected = hooked([(*hooks.place("llama", 2, "z"), heads)])
     where = {"layers": [2], "site": "z", "heads": [0, 2], "positions": [-1]}
     found = residuals(tiny_model("llama"), [edit(doubled_in_place, {}, **where)])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    everywhere = [(*_hooks.place("llama", i, "resid_pre"), by_hand) for i in range(3)]
+    everywhere = [(*hooks.place("llama", i, "resid_pre"), by_hand) for i in range(3)]
     np.testing.assert_allclose(
         residuals(tiny_model("llama"), [edit()]), hooked(everywhere), rtol=0, atol=1e-5
     )
@@ -141,8 +140,8 @@ def test_what_is_written_in_place_counts_once_and_where_it_is_returned() -> None
     keep = Keep()
     expected = hooked(
         [
-            (*_hooks.place("llama", 1, "resid_pre"), keep),
-            (*_hooks.place("llama", 1, "attn_out"), lambda x: 2 * (keep.x + x) - keep.x),
+            (*hooks.place("llama", 1, "resid_pre"), keep),
+            (*hooks.place("llama", 1, "attn_out"), lambda x: 2 * (keep.x + x) - keep.x),
         ]
     )
     np.testing.assert_allclose(
@@ -157,7 +156,7 @@ def test_functions_and_named_interventions_are_applied_in_order() -> None:
         return x - (x @ unit)[..., None] * unit
 
     mine, ablation = edit(layers=[1]), DirectionalAblation(W, ["resid_pre"], layers=[1])
-    at = _hooks.place("llama", 1, "resid_pre")
+    at = hooks.place("llama", 1, "resid_pre")
     for order, change in (
         ([mine, ablation], lambda x: ablated(by_hand(x))),
         ([ablation, mine], lambda x: by_hand(ablated(x))),
@@ -173,8 +172,8 @@ def tokens(model, interventions) -> list[list[int]]:
 
 
 def test_it_acts_at_every_step_of_a_generation() -> None:
-    changes = [(*_hooks.place("llama", 1, "resid_pre"), by_hand)]
-    expected = _hooks.greedy(plain_module("llama"), ROWS, changes, n=8)
+    changes = [(*hooks.place("llama", 1, "resid_pre"), by_hand)]
+    expected = hooks.greedy(plain_module("llama"), ROWS, changes, n=8)
     model = tiny_model("llama")
     assert tokens(model, [edit(layers=[1])]) == expected
     assert tokens(model, [edit(layers=[1])]) != tokens(model, [])

@@ -39,7 +39,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plots",),
     ("demo",),
     ("report",),
-    ("organisms", "testing"),
+    ("organisms",),
+    ("testing",),
     ("cli",),
 )
 # May be imported where torch is not installed.

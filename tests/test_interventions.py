@@ -21,8 +21,8 @@ from refusal_nn.interventions import (
     from_json,
     to_json,
 )
+from refusal_nn.testing import D_HEAD, D_MODEL, N_HEADS, N_LAYERS, tiny_model
 from refusal_nn.tracing import Capture, Start, build_plan, capture_tokens, forward_request, pad, run
-from tests.families import D_HEAD, D_MODEL, N_HEADS, N_LAYERS, tiny_model
 
 ROWS = [[7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
 R = np.random.default_rng(0).normal(size=D_MODEL)

@@ -11,6 +11,9 @@ from refusal_nn.attribution._attribute import LEVELS, METHODS, attribute
 from refusal_nn.attribution._ranked import ranked
 from refusal_nn.contrasts._metric import KINDS, Metric
 from refusal_nn.models._graph import EdgeGraph
+from refusal_nn.runs._old import old_run
+
+attribute_run = old_run("attribute_run", attribute, "model", "pairs")
 
 __all__ = [
     "KINDS",

@@ -17,6 +17,11 @@ from refusal_nn.circuits._kept import (
 from refusal_nn.circuits._nulls import NULLS, random_circuits
 from refusal_nn.circuits._sizes import Smallest, smallest
 from refusal_nn.circuits._stability import consensus, stability
+from refusal_nn.runs._old import old_run
+
+discover_run = old_run("discover_run", discover_circuit, "model", "scores")
+evaluate_run = old_run("evaluate_run", evaluate_circuit, "model", "circuit", "pairs")
+compare_run = old_run("compare_run", compare_circuits, "model", "circuits")
 
 __all__ = [
     "ABLATIONS",

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.contrasts._align import AlignedPairs, align
-from refusal_nn.contrasts._measured import measured
+from refusal_nn.contrasts._measured import measured, metrics_of
 from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import PromptError
 from refusal_nn.runs._batches import batches_of, prompt_labels
@@ -165,14 +165,15 @@ class Contrast:
             )
 
             def collect(answers: Answers) -> xr.Dataset:
-                found = answers[asked]["metric"].double().numpy().reshape(2, -1)
+                found = metrics_of(answers, [asked]).reshape(2, -1)
                 values = dict(zip(names, (("prompt", side) for side in found), strict=True))
                 return template.isel(batches[i]).assign(values)
 
             return collect
 
         found = recorder.stage(stage, template, batches, Passes(self.model, batch))
-        both = Measured(self, *(found[name].values for name in names))
+        clean, corrupted = (found[name].values for name in names)
+        both = Measured(self, clean, corrupted)
         if screen:
             both = both.screened()
         if check:

@@ -1,14 +1,18 @@
-"""A pass that returns the metric of each of its rows."""
+"""Passes that return the metric of each of their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from refusal_nn.shipped import metrics as _metrics  # noqa: F401 - adds metric to AFTER
-from refusal_nn.tracing import Batch, Handle, Start, Work
+from refusal_nn.tracing import Answers, Batch, Handle, Start, Work
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from refusal_nn.contrasts._metric import Metric
     from refusal_nn.interventions import Edit
 
@@ -45,3 +49,8 @@ def measured(
     return work.forward(
         batch, [metric.readout(work.model)], edits, start=start, after=("metric", args)
     )
+
+
+def metrics_of(answers: Answers, passes: Iterable[Handle]) -> NDArray[np.float64]:
+    """The metric of every row of several passes, in order: ``[row]``."""
+    return np.concatenate([values.double().numpy() for values in answers.each(passes, "metric")])

@@ -13,7 +13,12 @@ from refusal_nn.directions._score import score
 from refusal_nn.directions._screen import refusal_scores
 from refusal_nn.directions._select import admissible, select
 from refusal_nn.directions._selection import Selection
+from refusal_nn.runs._old import old_run
 from refusal_nn.runs._used import check_new, used
+
+extract_run = old_run("extract_run", extract, "model", "prompts")
+score_run = old_run("score_run", score, "model", "candidates", "prompts")
+evaluate_run = old_run("evaluate_run", evaluate_selected, "model", "selected", "prompts")
 
 __all__ = [
     "Selection",

@@ -141,7 +141,7 @@ def score(
     drop("kl", kl, kl.mean("prompt", skipna=False).values <= kl_max)
     bypass = sweep.bypass(alive(), harmful)
 
-    data = {
+    data: dict[str, Any] = {
         **_table(direction, len(prompts), "bypass", bypass, harmful),
         **_table(direction, len(prompts), "induce", induce, harmless),
         **_table(direction, len(prompts), "kl", kl, harmless),

@@ -20,6 +20,10 @@ from refusal_nn.patching._kept import (
 )
 from refusal_nn.patching._positions import positions
 from refusal_nn.patching._refusal_heads import refusal_heads
+from refusal_nn.runs._old import old_run
+
+positions_run = old_run("positions_run", patch_positions, "model", "pairs")
+heads_run = old_run("heads_run", patch_heads, "model", "pairs")
 
 __all__ = [
     "INTERCHANGES",

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
+from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._exchange import Exchange
-from refusal_nn.patching._measured import needs_clean_run
 from refusal_nn.patching._sets import Head, as_variant, head_name
 from refusal_nn.runs._batches import batches_of
 from refusal_nn.shipped import heads as _heads  # noqa: F401 - adds direct_heads to AFTER
-from refusal_nn.tracing import Capture, ListedPasses, Ref, Request, Results, forward_request, pad
+from refusal_nn.tracing import Answers, Capture, Passes, Work
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import Metric
-    from refusal_nn.models import Model
-    from refusal_nn.patching._baseline import Baseline
+    from refusal_nn.contrasts import Measured
     from refusal_nn.store import Recorder
+    from refusal_nn.tracing._jobs import Collect
 
 _HELD = (("residual", "resid_pre"), ("z", "z"))
 
 
 def cascade(
-    model: Model,
-    base: Baseline,
-    metric: Metric,
+    base: Measured,
     heads: Sequence[Head],
     *,
     positions: Sequence[int] | None,
@@ -47,9 +45,13 @@ def cascade(
 
     Parameters
     ----------
-    model, base, metric, positions, rows, recorder
-        As in :func:`refusal_nn.patching.refusal_heads`.
+    base : Measured
     heads : sequence of Head
+    positions : sequence of int or None
+        Tokens whose head outputs are exchanged, from the end of the prompt; all when None.
+    rows : int
+        Rows a pass.
+    recorder : Recorder
 
     Returns
     -------
@@ -65,10 +67,9 @@ def cascade(
     names = np.array([head_name(head) for head in heads], dtype=object)
     fallen = np.full((len(heads), len(heads)), np.nan)
     coords = {"src": names, "dst": names}
-    layers = sorted({layer for layer, _ in heads})
-    sources = [head for head in heads if head[0] < layers[-1]] if heads else []
+    sources = _sources(heads)
     if sources:
-        found = _effects(model, base, metric, heads, sources, layers, positions, rows, recorder)
+        found = _effects(base, heads, positions, rows, recorder)
         whole = found["effect_whole"].transpose("prompt", "dst").values
         sure = stats.mean(whole, cluster=base.pairs.family)
         # one family has no interval: then the effect itself must do
@@ -82,16 +83,14 @@ def cascade(
     return xr.Dataset({"cascade": (("src", "dst"), fallen)}, coords=coords)
 
 
-_CLEAN, _CORRUPTED = 0, 1
+def _sources(heads: Sequence[Head]) -> list[Head]:
+    """Heads that others come after."""
+    return [head for head in heads if head[0] < max(layer for layer, _ in heads)]
 
 
 def _effects(
-    model: Model,
-    base: Baseline,
-    metric: Metric,
+    base: Measured,
     heads: Sequence[Head],
-    sources: Sequence[Head],
-    layers: Sequence[int],
     positions: Sequence[int] | None,
     rows: int,
     recorder: Recorder,
@@ -103,11 +102,9 @@ def _effects(
     xarray.Dataset
         ``effect_whole`` ``(prompt, dst)``, in the metric's unit; ``effect_fallen`` ``(src, prompt, dst)``.
     """
-    into = {
-        _CLEAN: Exchange(model, base.aligned, metric, "necessity"),
-        _CORRUPTED: Exchange(model, base.aligned, metric, "sufficiency"),
-    }
-    n = len(base.pairs)
+    sources = _sources(heads)
+    layers = tuple(sorted({layer for layer, _ in heads}))
+    n = len(base)
     size = max(1, rows // len(heads))
     shape = (len(sources), n, len(heads))
     template = xr.Dataset(
@@ -125,57 +122,43 @@ def _effects(
     alone = [as_variant([head], positions) for head in heads]
     later = [[k for k, head in enumerate(heads) if head[0] > src[0]] for src in sources]
 
-    def requests(i: int) -> list[Request]:
-        group = range(n)[batches[i]["prompt"]]
+    def batch(i: int, work: Work) -> Collect:
         held = [Capture(name, site, list(layers), keep=True) for name, site in _HELD]
-        held_clean = [*held, metric.readout(model, keep=True)] if needs_clean_run(metric) else held
-        out = [
-            forward_request(model, pad([side[k] for k in group], model.pad_token), captures)
-            for side, captures in (
-                (base.aligned.clean_rows, held_clean),
-                (base.aligned.corrupted_rows, held),
-            )
-        ]
-        for run, other in ((_CLEAN, _CORRUPTED), (_CORRUPTED, _CLEAN)):
-            out.append(into[run].patched(group, alone, layers, base=run, donor=other, clean=_CLEAN))
+        sides = {side: base.batch(side, batches[i]["prompt"]) for side in ("clean", "corrupted")}
+        clean = work.forward(sides["clean"], [*held, *base.held()])
+        corrupted = work.forward(sides["corrupted"], held)
+        into = {
+            side: Exchange(work, base.metric, sides[side], *runs, clean, layers, layers)
+            for side, runs in (("clean", (clean, corrupted)), ("corrupted", (corrupted, clean)))
+        }
+        # in both runs, one after the other: each head alone, then what is left of it with each source
+        asked = [exchange.patched(alone) for exchange in into.values()]
         for src, after in zip(sources, later, strict=True):
-            blocks = [layer for layer in layers if layer > src[0]]
-            z = Capture("z", "z", blocks, keep=True)
-            donor = len(out)
+            blocks = tuple(layer for layer in layers if layer > src[0])
+            z = Capture("z", "z", list(blocks), keep=True)
             # blocks before the first exchange are skipped, so every source has a pass of its own
-            out.append(
-                into[_CLEAN].patched(group, [as_variant([src], positions)], layers, captures=[z])
-            )
-            variants = [alone[k] for k in after]
-            for run in (_CLEAN, _CORRUPTED):
-                out.append(
-                    into[run].patched(
-                        group, variants, layers, base=run, donor=donor, taken=blocks, clean=_CLEAN
-                    )
-                )
-        return out
+            donor = into["clean"].patched([as_variant([src], positions)], [z])
+            for exchange in into.values():
+                left = replace(exchange, donor=donor, taken=blocks)
+                asked.append(left.patched([alone[k] for k in after]))
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        part = template.isel(batches[i]).copy(deep=True)
-        pairs = part.sizes["prompt"]
-        # in the order of requests: (harmful, harmless) for the whole, then after each source's run
-        metrics = [
-            r["metric"].double().numpy().reshape(-1, pairs) for r in results if "metric" in r
-        ]
-        clean, corrupted = (values[batches[i]["prompt"]] for values in (base.clean, base.corrupted))
-        part["effect_whole"].values[...] = (clean - metrics[0] + metrics[1] - corrupted).T
-        for s, after in enumerate(later):
-            here, there = metrics[2 + 2 * s : 4 + 2 * s]
-            gone = clean - here + metrics[1][after] - there
-            part["effect_fallen"].values[s][:, after] = gone.T
-        return part
+        def collect(answers: Answers) -> xr.Dataset:
+            part = template.isel(batches[i]).copy(deep=True)
+            before = [values[batches[i]["prompt"]] for values in (base.clean, base.corrupted)]
+            metrics = [metrics_of(answers, [p]).reshape(-1, len(before[0])) for p in asked]
+            part["effect_whole"].values[...] = (before[0] - metrics[0] + metrics[1] - before[1]).T
+            for s, after in enumerate(later):
+                here, there = metrics[2 + 2 * s : 4 + 2 * s]
+                gone = before[0] - here + metrics[1][after] - there
+                part["effect_fallen"].values[s][:, after] = gone.T
+            return part
 
-    return recorder.stage("cascade", template, batches, ListedPasses(model, requests, collect))
+        return collect
+
+    return recorder.stage("cascade", template, batches, Passes(base.model, batch))
 
 
-def direct_attribution(
-    model: Model, base: Baseline, metric: Metric, *, rows: int, recorder: Recorder
-) -> np.ndarray:
+def direct_attribution(base: Measured, *, rows: int, recorder: Recorder) -> np.ndarray:
     """What each head's own write at the last token adds to the metric, ``[pair, layer, head]``.
 
     The difference between what the head writes on the harmful and on the harmless prompt, dotted
@@ -187,9 +170,10 @@ def direct_attribution(
     ----------
     Elhage et al. 2021, *A mathematical framework for transformer circuits* (direct paths).
     """
+    model, metric = base.model, base.metric
     depth = metric.reads_after(model)
     writers = [place["writer"] for place in block_places(model)[:depth]]
-    n = len(base.pairs)
+    n = len(base)
     shape = (n, model.n_layers, model.n_heads)
     dims = ("prompt", "layer", "head")
     template = xr.Dataset(
@@ -203,25 +187,26 @@ def direct_attribution(
     batches = batches_of(n, max(1, rows // 4), "prompt")
     layers = list(range(depth))
 
-    def requests(i: int) -> list[Request]:
-        group = range(n)[batches[i]["prompt"]]
-        sides = (base.aligned.corrupted_rows, base.aligned.clean_rows)
-        corrupted, clean = (pad([side[k] for k in group], model.pad_token) for side in sides)
+    def batch(i: int, work: Work) -> Collect:
+        some, last = batches[i]["prompt"], Capture("z", "z", layers, (-1,))
+        corrupted = work.forward(base.batch("corrupted", some), [replace(last, keep=True)])
         captures = [
-            Capture("z", "z", layers, (-1,)),
+            last,
             Capture("final", "resid_post", depth - 1, live=True),
             metric.readout(model, live=True),
         ]
-        args = {"metric": metric.plain(), "writers": writers, "z": Ref(0, "z")}
-        return [
-            forward_request(model, corrupted, [Capture("z", "z", layers, (-1,), keep=True)]),
-            forward_request(model, clean, captures, gradient=True, after=("direct_heads", args)),
-        ]
+        args = {"metric": metric.plain(), "writers": writers, "z": corrupted.held("z")}
+        clean = work.forward(
+            base.batch("clean", some), captures, gradient=True, after=("direct_heads", args)
+        )
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        part = template.isel(batches[i]).copy(deep=True)
-        part["direct_attribution"].values[:, :depth] = results[-1]["direct"].double().numpy()
-        return part
+        def collect(answers: Answers) -> xr.Dataset:
+            part = template.isel(batches[i]).copy(deep=True)
+            direct = answers[clean]["direct"].double().numpy()
+            part["direct_attribution"].values[:, :depth] = direct
+            return part
 
-    found = recorder.stage("direct", template, batches, ListedPasses(model, requests, collect))
+        return collect
+
+    found = recorder.stage("direct", template, batches, Passes(model, batch))
     return np.asarray(found["direct_attribution"].values)

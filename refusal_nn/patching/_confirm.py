@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -11,48 +11,61 @@ import xarray as xr
 from refusal_nn import stats
 from refusal_nn.patching._exchange import INTERCHANGES
 from refusal_nn.patching._recovery import mean_recovery
-from refusal_nn.patching._select import Step
-from refusal_nn.patching._sets import Head
-from refusal_nn.patching._study import Study
+from refusal_nn.patching._select import Rule, Step
+from refusal_nn.patching._sets import Head, HeadExchanges
+
+if TYPE_CHECKING:
+    from refusal_nn.contrasts import Measured
 
 
-def significant(table: xr.Dataset, alpha: float, min_effect: float) -> set[Head]:
+def significant(table: xr.Dataset, rule: Rule) -> set[Head]:
     """Heads that carry something alone, in one direction at least."""
-    passed = (table["head_p_adjusted"] <= alpha) & (table["recovery_mean"] >= min_effect)
+    passed = (table["head_p_adjusted"] <= rule.alpha) & (table["recovery_mean"] >= rule.min_effect)
     where = np.argwhere(passed.any("interchange").transpose("layer", "head").values)
     return {(int(table["layer"][i]), int(h)) for i, h in where}
 
 
 def confirm(
-    study: Study,
+    exchanges: HeadExchanges,
+    base: Measured,
+    effect: xr.DataArray,
     alone: set[Head],
     steps: dict[str, list[Step]],
-    effect: np.ndarray,
-    alpha: float,
-    min_effect: float,
-    table: dict[str, Any],
+    rule: Rule,
 ) -> dict[Head, str]:
     """Heads that hold on test pairs, and how they were found.
 
     A head found alone must carry something alone again. One found only in a set must be missed in
     it: the set without it moves less.
+
+    Parameters
+    ----------
+    exchanges : HeadExchanges
+    base : Measured
+        The test pairs.
+    effect : xarray.DataArray
+        What single heads move on them, ``(pair, interchange, layer, head)``.
+    alone : set of Head
+        Found by their own exchange.
+    steps : dict of str to list of Step
+        The forward selections.
+    rule : Rule
     """
-    base = study.base["test"]
     scale = float(base.difference.mean())
     tests: list[tuple[Head, str]] = []
     gains: list[np.ndarray] = []
     for head in sorted(alone):
-        for i in range(len(INTERCHANGES)):
+        for one in effect.sel(layer=head[0], head=head[1]).transpose("interchange", "prompt"):
             tests.append((head, "single"))
-            gains.append(effect[:, i, study.layers.index(head[0]), head[1]])
+            gains.append(one.values)
     for interchange, found in steps.items():
         grown = [head for step in found if step.accepted for head in step.added]
         extra = [head for head in grown if head not in alone]
         if not extra:
             continue
         without = [[h for h in grown if h != head] for head in extra]
-        evaluate = study.joint(base, interchange, "confirm")
-        moved = evaluate([grown, *(w for w in without if w)])
+        sets = [grown, *(w for w in without if w)]
+        moved = exchanges.moved(base, interchange, sets, f"confirm_{interchange}")
         for head, rest in zip(extra, without, strict=True):
             tests.append((head, "joint"))
             less = moved[:, 1 + [w for w in without if w].index(rest)] if rest else 0.0
@@ -62,9 +75,13 @@ def confirm(
     gain = np.stack(gains, axis=1)
     # few tests, so Holm: it needs no more permutations than these
     found_p = stats.sign_flip(
-        gain, cluster=base.pairs.family, **{**table, "correction": "holm"}
+        gain,
+        cluster=base.pairs.family,
+        correction="holm",
+        n_permutations=rule.n_permutations,
+        seed=rule.seed,
     ).p_adjusted
-    held = (found_p <= alpha) & (gain.mean(axis=0) / scale >= min_effect)
+    held = (found_p <= rule.alpha) & (gain.mean(axis=0) / scale >= rule.min_effect)
     out: dict[Head, str] = {}
     for (head, how), ok in zip(tests, held, strict=True):
         if ok:
@@ -73,18 +90,23 @@ def confirm(
 
 
 def joint_recovery(
-    study: Study, heads: Sequence[Head], n_controls: int, confidence: float, seed: int
+    exchanges: HeadExchanges,
+    base: Measured,
+    heads: Sequence[Head],
+    others: Sequence[Head],
+    n_controls: int,
+    *,
+    confidence: float,
+    seed: int,
 ) -> dict[str, np.ndarray]:
     """Joint recovery on test pairs, and that of random sets of as many other heads."""
-    others = [head for head in study.all_heads if head not in heads]
     sets = _random_sets(others, len(heads), n_controls, seed)
-    base = study.base["test"]
     out: dict[str, list[Any]] = {k: [] for k in ("value", "low", "high", "controls", "p")}
     for interchange in INTERCHANGES:
         if not heads:
             found = (np.nan, np.nan, np.nan, np.full(len(sets), np.nan), np.nan)
         else:
-            moved = study.joint(base, interchange, "joint")([list(heads), *sets])
+            moved = exchanges.moved(base, interchange, [list(heads), *sets], f"joint_{interchange}")
             value, low, high, _ = mean_recovery(
                 moved[:, :1],
                 base.difference,

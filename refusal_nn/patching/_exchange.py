@@ -1,4 +1,4 @@
-"""ListedPasses in which the run of one prompt of a pair gets activations of the other's.
+"""The run of one prompt of a pair, with activations of the other's.
 
 A batch is rows = (variant, pair): every variant says which activations are exchanged, and one pass
 runs all of them from the block where the first exchange happens, on the residual stream that the
@@ -13,30 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refusal_nn.contrasts._measured import measured
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import Edit
-from refusal_nn.patching._measured import measured, needs_clean_run
-from refusal_nn.tracing import (
-    Batch,
-    Capture,
-    Ref,
-    Request,
-    Start,
-    forward_request,
-    generate_request,
-    pad,
-)
+from refusal_nn.tracing import Batch, Capture, Handle, Start, Work
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import Metric
-    from refusal_nn.contrasts._align import AlignedPairs
-    from refusal_nn.models import Model
+    from refusal_nn.contrasts import Contrast, Metric
 
 INTERCHANGES = ("sufficiency", "necessity")
 """``sufficiency``: the harmless prompt runs with activations of the harmful one; ``necessity``: the
 harmful prompt runs with activations of the harmless one."""
-
-_BASE, _DONOR = 0, 1
 
 
 @dataclass(frozen=True)
@@ -63,174 +50,161 @@ Variant = tuple[Swap, ...]
 """What is exchanged in one row of a batch."""
 
 
+def into_harmless(interchange: str) -> bool:
+    """Whether it is the harmless prompt that runs."""
+    return interchange == INTERCHANGES[0]
+
+
 def checked_interchange(interchange: str) -> str:
     """``interchange`` if it is a direction of patching, else an error."""
     if interchange not in INTERCHANGES:
         raise RequestError(
-            f"direction {interchange!r} is not one of {', '.join(INTERCHANGES)} (into the harmless "
+            f"interchange {interchange!r} is not one of {', '.join(INTERCHANGES)} (into the harmless "
             "run, into the harmful run)."
         )
     return interchange
 
 
+@dataclass(frozen=True)
 class Exchange:
-    """The two runs of pairs, and passes of one with activations of the other.
+    """Passes of the run of one side of some pairs, with activations of another run.
 
-    Parameters
+    Attributes
     ----------
-    model : Model
-    aligned : AlignedPairs
+    work : Work
+        Of the batch that the passes belong to.
     metric : Metric
         What a patched pass returns, one value a row.
-    interchange : str
-        One of :data:`INTERCHANGES`.
+    batch : Batch
+        The prompts that run.
+    base, donor : Handle
+        Their unpatched run, which held ``residual`` at ``layers``, and the run to take from, which
+        held its activations at ``taken``, by site.
+    clean : Handle
+        The harmful prompts' unpatched run, for a metric that compares with it.
+    layers, taken : tuple of int
+        Blocks, ascending.
     """
 
-    def __init__(
-        self, model: Model, aligned: AlignedPairs, metric: Metric, interchange: str
-    ) -> None:
-        self.model = model
-        self.metric = metric
-        self.interchange = checked_interchange(interchange)
-        runs = (aligned.corrupted_rows, aligned.clean_rows)
-        self._base, self._donor = runs if interchange == "sufficiency" else runs[::-1]
+    work: Work
+    metric: Metric
+    batch: Batch
+    base: Handle
+    donor: Handle
+    clean: Handle
+    layers: tuple[int, ...]
+    taken: tuple[int, ...]
 
-    def runs(
-        self, group: Sequence[int], sites: Sequence[str], layers: Sequence[int]
-    ) -> list[Request]:
-        """The first two requests of a batch: the unpatched run and the one to take from.
+    @classmethod
+    def between(
+        cls,
+        work: Work,
+        contrast: Contrast,
+        interchange: str,
+        some: slice,
+        sites: Sequence[str],
+        layers: Sequence[int],
+    ) -> Exchange:
+        """Ask for the unpatched runs of both prompts, and exchange between the two.
 
         Parameters
         ----------
-        group : sequence of int
+        work : Work
+        contrast : Contrast
+        interchange : str
+            One of :data:`INTERCHANGES`.
+        some : slice
             Pairs.
         sites, layers
             Where activations are taken; blocks in ascending order.
         """
-        residual = [Capture("residual", "resid_pre", list(layers), keep=True)]
-        taken = [Capture(site, site, list(layers), keep=True) for site in sites]
-        if needs_clean_run(self.metric):
-            (residual, taken)[self._clean_run].append(self.metric.readout(self.model, keep=True))
-        return [
-            forward_request(self.model, self._batch(self._base, group), residual),
-            forward_request(self.model, self._batch(self._donor, group), taken),
-        ]
+        base, donor = (
+            ("corrupted", "clean") if into_harmless(interchange) else ("clean", "corrupted")
+        )
+        captures = {
+            base: [Capture("residual", "resid_pre", list(layers), keep=True)],
+            donor: [Capture(site, site, list(layers), keep=True) for site in sites],
+        }
+        captures["clean"] += contrast.held()
+        batches = {side: contrast.batch(side, some) for side in captures}
+        runs = {side: work.forward(batches[side], held) for side, held in captures.items()}
+        at = tuple(layers)
+        return cls(
+            work, contrast.metric, batches[base], runs[base], runs[donor], runs["clean"], at, at
+        )
 
     def patched(
-        self,
-        group: Sequence[int],
-        variants: Sequence[Variant],
-        layers: Sequence[int],
-        *,
-        captures: Sequence[Capture] | None = None,
-        base: int = _BASE,
-        donor: int = _DONOR,
-        taken: Sequence[int] | None = None,
-        clean: int | None = None,
-    ) -> Request:
+        self, variants: Sequence[Variant], captures: Sequence[Capture] | None = None
+    ) -> Handle:
         """A pass of every variant on every pair: rows are all pairs of the first variant, and so on.
 
-        It follows :meth:`runs` of the same ``group`` and ``layers``, and returns ``metric``
-        ``[row]``, or instead the captures given.
-
-        Parameters
-        ----------
-        group : sequence of int
-            Pairs.
-        variants : sequence of Variant
-        layers : sequence of int
-            Blocks whose residual stream the unpatched run held, ascending.
-        captures : sequence of Capture, optional
-        base, donor, clean : int
-            Requests of the batch that held the unpatched run, the one to take from, and the readout
-            of the harmful prompts' unpatched run, where they are not those of :meth:`runs`.
-        taken : sequence of int, optional
-            Blocks whose activations the donor held; default ``layers``.
+        It returns ``metric`` ``[row]``, or instead the captures given.
         """
-        n = len(group)
-        batch = self._batch(self._base, group)
-        rows = list(range(n)) * len(variants)
         first = min(swap.layer for variant in variants for swap in variant)
-        start = Start(first, Ref(base, "residual", layer=list(layers).index(first), rows=rows))
-        edits = self._edits(batch, variants, layers if taken is None else taken, donor)
-        batch = batch.repeat(len(variants))
+        rows = self._rows(variants)
+        residual = self.base.held("residual", layer=self.layers.index(first), rows=rows)
+        start, batch, edits = (
+            Start(first, residual),
+            self._repeated(variants),
+            self._edits(variants),
+        )
         if captures is not None:
-            return forward_request(self.model, batch, captures, edits, start=start)
-        clean = self._clean_run if clean is None else clean
-        return measured(self.model, self.metric, batch, edits, clean=clean, start=start)
+            return self.work.forward(batch, captures, edits, start=start)
+        return measured(self.work, self.metric, batch, edits, clean=self.clean, start=start)
 
-    def generated(
-        self,
-        group: Sequence[int],
-        variants: Sequence[Variant],
-        layers: Sequence[int],
-        *,
-        max_new_tokens: int,
-    ) -> Request:
+    def each(self, variants: Sequence[Variant], rows: int) -> list[Handle]:
+        """Patched passes of at most ``rows`` rows, at least one variant each."""
+        size = max(1, rows // len(self.batch.lengths))
+        return [self.patched(variants[i : i + size]) for i in range(0, len(variants), size)]
+
+    def generated(self, variants: Sequence[Variant], *, max_new_tokens: int) -> Handle:
         """Greedy completions under every variant.
 
         The exchange is made on the prompt; later tokens see it through the cache.
         """
-        batch = self._batch(self._base, group)
-        return generate_request(
-            self.model,
-            batch.repeat(len(variants)),
-            self._edits(batch, variants, layers),
-            max_new_tokens=max_new_tokens,
+        return self.work.generate(
+            self._repeated(variants), self._edits(variants), max_new_tokens=max_new_tokens
         )
 
-    @property
-    def _clean_run(self) -> int:
-        return _DONOR if self.interchange == "sufficiency" else _BASE
+    def _rows(self, variants: Sequence[Variant]) -> list[int]:
+        return list(range(len(self.batch.lengths))) * len(variants)
 
-    def _batch(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> Batch:
-        return pad([rows[k] for k in group], self.model.pad_token)
+    def _repeated(self, variants: Sequence[Variant]) -> Batch:
+        return self.batch.repeat(len(variants))
 
-    def _edits(
-        self,
-        batch: Batch,
-        variants: Sequence[Variant],
-        layers: Sequence[int],
-        donor: int = _DONOR,
-    ) -> list[Edit]:
-        n, width = len(batch.lengths), batch.width
-        rows = list(range(n)) * len(variants)
+    def _edits(self, variants: Sequence[Variant]) -> list[Edit]:
+        n, width, rows = len(self.batch.lengths), self.batch.width, self._rows(variants)
         edits = []
         for layer, site in sorted({(s.layer, s.site) for variant in variants for s in variant}):
-            n_heads = self.model.arch.place(site).heads
+            n_heads = self.work.model.arch.place(site).heads
             swaps = [(v, s) for v, variant in enumerate(variants) for s in variant]
             here = [(v, s) for v, s in swaps if (s.layer, s.site) == (layer, site)]
             # one flag a token, or one for all where all are meant; one a head besides
             tokens = 1 if all(s.positions is None for _, s in here) else width
             mask = np.zeros((len(variants), n, tokens, n_heads or 1), dtype=bool)
             for v, swap in here:
-                self._mark(mask[v], swap, batch, n_heads)
+                _mark(mask[v], swap, self.batch, n_heads)
             flags = mask.reshape(len(variants) * n, tokens, -1)
-            value = Ref(donor, site, layer=list(layers).index(layer), rows=rows)
+            value = self.donor.held(site, layer=self.taken.index(layer), rows=rows)
             args = {"value": value, "mask": flags[..., None] if n_heads else flags}
             edits.append(Edit(layer, site, "swap", args))
         return edits
 
-    def _mark(self, mask: np.ndarray, swap: Swap, batch: Batch, n_heads: int) -> None:
-        columns = list(range(mask.shape[1]))
-        if swap.positions is not None:
-            if min(swap.positions) < -min(batch.lengths) or max(swap.positions) >= 0:
-                raise RequestError(
-                    f"positions {list(swap.positions)} are not inside every pair: they count from "
-                    f"the end of the prompt, and the shortest pair has {min(batch.lengths)} tokens."
-                )
-            columns = [batch.width + p for p in swap.positions]
-        if swap.heads is None:
-            mask[:, columns] = True
-            return
-        if not n_heads or max(swap.heads) >= n_heads or min(swap.heads) < 0:
+
+def _mark(mask: np.ndarray, swap: Swap, batch: Batch, n_heads: int) -> None:
+    columns = list(range(mask.shape[1]))
+    if swap.positions is not None:
+        if min(swap.positions) < -min(batch.lengths) or max(swap.positions) >= 0:
             raise RequestError(
-                f"heads {list(swap.heads)} are not heads of {swap.site!r}, which has {n_heads}."
+                f"positions {list(swap.positions)} are not inside every pair: they count from "
+                f"the end of the prompt, and the shortest pair has {min(batch.lengths)} tokens."
             )
-        mask[np.ix_(range(mask.shape[0]), columns, list(swap.heads))] = True
-
-
-def chunks(variants: Sequence[Variant], n_pairs: int, rows: int) -> list[Sequence[Variant]]:
-    """Variants in passes of at most ``rows`` rows, at least one variant each."""
-    size = max(1, rows // n_pairs)
-    return [variants[i : i + size] for i in range(0, len(variants), size)]
+        columns = [batch.width + p for p in swap.positions]
+    if swap.heads is None:
+        mask[:, columns] = True
+        return
+    if not n_heads or max(swap.heads) >= n_heads or min(swap.heads) < 0:
+        raise RequestError(
+            f"heads {list(swap.heads)} are not heads of {swap.site!r}, which has {n_heads}."
+        )
+    mask[np.ix_(range(mask.shape[0]), columns, list(swap.heads))] = True

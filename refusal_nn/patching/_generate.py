@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from refusal_nn.contrasts import Metric
-from refusal_nn.contrasts._align import align
+from refusal_nn._renamed import renamed_arguments
+from refusal_nn.contrasts import Contrast, Metric
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import Exchange, Swap, checked_interchange
 from refusal_nn.patching._sets import Head, as_variant
@@ -21,9 +21,9 @@ from refusal_nn.responses import (
     nll_limit,
     rate_table,
 )
-from refusal_nn.runs._batches import prompt_labels, rows_asked
+from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Handle, Work, pad
+from refusal_nn.tracing import Handle, Work
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -33,12 +33,13 @@ UNPATCHED = ("harmful", "harmless")
 """Conditions that are always there: the prompts of the pair on their own."""
 
 
+@renamed_arguments(direction="interchange")
 def generate(
     model: Model,
     pairs: Pairs,
     exchanges: Mapping[str, Sequence[Swap]],
     *,
-    direction: str = "sufficiency",
+    interchange: str = "sufficiency",
     max_new_tokens: int = 32,
     reference_request: str = REFERENCE_REQUEST,
     confidence: float = 0.95,
@@ -60,7 +61,7 @@ def generate(
     exchanges : mapping
         Name to what is exchanged, such as ``{"layer 4": [Swap("resid_pre", 4, (-1,))]}``; see also
         :func:`of_heads`.
-    direction : {"sufficiency", "necessity"}
+    interchange : {"sufficiency", "necessity"}
         Which prompt runs: the harmless or the harmful one.
     max_new_tokens : int
     reference_request : str
@@ -87,32 +88,29 @@ def generate(
     PromptError
         If pairs are not aligned.
     """
-    checked_interchange(direction)
+    checked_interchange(interchange)
     if not exchanges or not all(exchanges.values()) or set(exchanges) & set(UNPATCHED):
         raise RequestError(
             f"exchanges {sorted(exchanges)}: name at least one, each with something to exchange, and "
             f"none {' or '.join(UNPATCHED)}."
         )
-    aligned = align(model, pairs)
-    n = len(pairs)
     # nothing is measured in these passes, so which metric it would be does not matter
-    exchange = Exchange(model, aligned, Metric.kl(), direction)
+    contrast = Contrast(model, pairs, Metric.kl())
+    n = len(contrast)
 
     def ask(work: Work, name: str, part: slice) -> Handle:
         if name in UNPATCHED:
-            side = aligned.clean_rows if name == "harmful" else aligned.corrupted_rows
-            return work.generate(pad(side[part], model.pad_token), max_new_tokens=max_new_tokens)
-        variant, group = tuple(exchanges[name]), range(n)[part]
-        layers = sorted({swap.layer for swap in variant})
-        for request in exchange.runs(group, sorted({swap.site for swap in variant}), layers):
-            work._add(request)
-        return work._add(
-            exchange.generated(group, [variant], layers, max_new_tokens=max_new_tokens)
-        )
+            prompts = contrast.batch("clean" if name == "harmful" else "corrupted", part)
+            return work.generate(prompts, max_new_tokens=max_new_tokens)
+        swaps = tuple(exchanges[name])
+        layers = sorted({swap.layer for swap in swaps})
+        sites = sorted({swap.site for swap in swaps})
+        exchange = Exchange.between(work, contrast, interchange, part, sites, layers)
+        return exchange.generated([swaps], max_new_tokens=max_new_tokens)
 
     measured = complete(
         model,
-        Grid([*UNPATCHED, *exchanges], prompt_labels(pairs), n, rows_asked(model, batch_size)),
+        Grid([*UNPATCHED, *exchanges], contrast.labels(), n, rows_asked(model, batch_size)),
         ask,
         max_new_tokens=max_new_tokens,
         recorder=recorder if recorder is not None else MemoryRecorder(),
@@ -120,15 +118,13 @@ def generate(
         stages=(stage, f"{stage}_nll"),
     )
     judged = judge(measured, nll_limit(measured["nll"].sel(intervention="harmless")))
-    table = pairs.to_dataset()
     return judged.assign(
-        clean_text=table["clean_text"],
-        corrupted_text=table["corrupted_text"],
+        **contrast.variables(),
         **rate_table(judged, (), np.ones(n, dtype=bool), confidence=confidence),
     ).assign_attrs(
         **model.identity(),
-        **table.attrs,
-        interchange=direction,
+        **pairs.to_dataset().attrs,
+        interchange=interchange,
         max_new_tokens=max_new_tokens,
         reference_request=reference_request,
         confidence=confidence,

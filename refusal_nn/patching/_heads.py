@@ -9,29 +9,30 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
-from refusal_nn.contrasts._metric import resolve_metric
+from refusal_nn._renamed import renamed_arguments
+from refusal_nn.contrasts import Contrast, resolve_metric
 from refusal_nn.errors import RequestError
-from refusal_nn.patching._baseline import Baseline, baseline, blocks
 from refusal_nn.patching._exchange import INTERCHANGES, checked_interchange
-from refusal_nn.patching._positions import checked_positions
 from refusal_nn.patching._recovery import mean_recovery, recovery
-from refusal_nn.patching._sets import exchange_sets
+from refusal_nn.patching._sets import HeadExchanges
+from refusal_nn.patching._where import blocks, checked_positions
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import Metric
+    from refusal_nn.contrasts import Measured, Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
 
 _DIMS = ("interchange", "prompt", "layer", "head")
 
 
+@renamed_arguments(directions="interchange")
 def heads(
     model: Model,
     pairs: Pairs,
     *,
-    directions: Sequence[str] = INTERCHANGES,
+    interchange: Sequence[str] = INTERCHANGES,
     metric: Metric | None = None,
     positions: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
@@ -52,7 +53,7 @@ def heads(
     ----------
     model : Model
     pairs : Pairs
-    directions : sequence of str
+    interchange : sequence of str
         ``sufficiency``: the harmless run gets the harmful run's head; ``necessity``: the harmful run
         gets the harmless one's.
     metric : Metric, optional
@@ -91,73 +92,40 @@ def heads(
     ----------
     arXiv 2604.04385 (interchange of heads between paired prompts, both ways, permutation null).
     """
-    chosen_directions = [checked_interchange(d) for d in directions]
-    if not chosen_directions or len(set(chosen_directions)) < len(chosen_directions):
-        raise RequestError(f"directions {list(directions)}: name at least one, each once.")
+    ways = [checked_interchange(way) for way in interchange]
+    if not ways or len(set(ways)) < len(ways):
+        raise RequestError(f"interchange {list(interchange)}: name at least one, each once.")
     rec = recorder if recorder is not None else MemoryRecorder()
     rows = rows_asked(model, batch_size)
     chosen_metric = resolve_metric(
         model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed
     )
     chosen = blocks(model, chosen_metric, layers)
-    base = baseline(model, pairs, chosen_metric, screen=screen, rows=rows, recorder=rec)
+    whole = Contrast(model, pairs, chosen_metric)
+    base = whole.measured(rec, rows=rows, stage="baseline", screen=screen)
     where = None if positions is None else checked_positions(base.aligned, positions)
-    effect = single_effects(model, base, chosen_metric, chosen_directions, chosen, where, rows, rec)
     return head_table(
         base,
-        effect,
-        chosen_directions,
+        HeadExchanges(where, rows, rec).singles(base, ways, chosen),
+        ways,
         chosen,
         correction=correction,
         n_permutations=n_permutations,
         confidence=confidence,
         seed=seed,
     ).assign_attrs(
-        **model.identity(),
-        **pairs.to_dataset().attrs,
-        **chosen_metric.to_attrs(),
+        **whole.attrs(),
         positions=[] if where is None else where,
         n_layers=model.n_layers,
-        n_pairs=len(base.pairs),
+        n_pairs=len(base),
         dropped_pairs=list(base.dropped),
     )
 
 
-def single_effects(
-    model: Model,
-    base: Baseline,
-    metric: Metric,
-    directions: Sequence[str],
-    layers: Sequence[int],
-    positions: Sequence[int] | None,
-    rows: int,
-    recorder: Recorder,
-    *,
-    stage: str = "heads",
-) -> np.ndarray:
-    """What each head moves on its own, ``[pair, interchange, layer, head]``, in the metric's unit."""
-    sets = [[(layer, head)] for layer in layers for head in range(model.n_heads)]
-    found = [
-        exchange_sets(
-            model,
-            base,
-            metric,
-            direction,
-            sets,
-            positions=positions,
-            rows=rows,
-            recorder=recorder,
-            stage=f"{stage}_{direction}",
-        )
-        for direction in directions
-    ]
-    return np.stack(found, axis=1).reshape(-1, len(found), len(layers), model.n_heads)
-
-
 def head_table(
-    base: Baseline,
+    base: Measured,
     effect: np.ndarray,
-    directions: Sequence[str],
+    interchanges: Sequence[str],
     layers: Sequence[int],
     *,
     correction: str,
@@ -169,9 +137,9 @@ def head_table(
 
     Parameters
     ----------
-    base : Baseline
+    base : Measured
     effect : array, ``[pair, interchange, layer, head]``
-    directions, layers
+    interchanges, layers
         Its labels.
     correction, n_permutations, confidence, seed
         As :func:`heads`.
@@ -203,7 +171,7 @@ def head_table(
         },
         coords={
             **base.labels(),
-            "interchange": np.array(list(directions), dtype=object),
+            "interchange": np.array(list(interchanges), dtype=object),
             "layer": list(layers),
             "head": np.arange(effect.shape[-1]),
         },

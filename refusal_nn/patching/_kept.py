@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.attribution import Metric
-from refusal_nn.contrasts._align import align
+from refusal_nn.contrasts import Metric, align
 from refusal_nn.models._blocks import block_places
-from refusal_nn.patching._baseline import blocks
+from refusal_nn.models.sites import WRITES
 from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant, checked_interchange
 from refusal_nn.patching._generate import generate, of_heads
-from refusal_nn.patching._positions import checked_positions, checked_sites
 from refusal_nn.patching._positions import positions as patch_all_positions
 from refusal_nn.patching._refusal_heads import check_options, check_splits, refusal_heads
 from refusal_nn.patching._select import Rule
 from refusal_nn.patching._sets import Head
+from refusal_nn.patching._where import blocks, checked_positions, checked_sites
 from refusal_nn.runs import analysis
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
@@ -34,7 +33,7 @@ def patch_positions(
     pairs: Pairs,
     *,
     metric: Metric | None = None,
-    sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out"),
+    sites: Sequence[str] = WRITES,
     interchange: str = "sufficiency",
     cumulative: bool = False,
     positions: Sequence[int] | None = None,
@@ -73,7 +72,7 @@ def patch_positions(
         model,
         pairs,
         sites=sites,
-        direction=interchange,
+        interchange=interchange,
         cumulative=cumulative,
         metric=metric,
         positions=positions,
@@ -89,7 +88,7 @@ def patch_positions(
             model,
             kept_pairs(pairs, found),
             strongest(found),
-            direction=interchange,
+            interchange=interchange,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             recorder=rec,
@@ -167,7 +166,7 @@ def patch_heads(
             model,
             test,
             {"refusal heads": of_heads(heads, positions)},
-            direction=interchange,
+            interchange=interchange,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             recorder=rec,

@@ -8,35 +8,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from refusal_nn.contrasts._metric import resolve_metric
-from refusal_nn.errors import RequestError
+from refusal_nn._renamed import renamed_arguments
+from refusal_nn.contrasts import Contrast, resolve_metric
+from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models.sites import WRITES
-from refusal_nn.patching._baseline import Baseline, baseline, blocks
-from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange, chunks
-from refusal_nn.patching._recovery import effects, mean_recovery, recovery
+from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange
+from refusal_nn.patching._recovery import effects_of, mean_recovery, recovery
+from refusal_nn.patching._where import blocks, checked_positions, checked_sites
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import ListedPasses, Request, Results
+from refusal_nn.tracing import Answers, Handle, Passes, Work
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import Metric
-    from refusal_nn.contrasts._align import AlignedPairs
+    from refusal_nn.contrasts import Measured, Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
+    from refusal_nn.tracing._jobs import Collect
 
-SITES = WRITES
 LAYERS_PER_BATCH = 8
 """Blocks a batch covers: what is held for it is as many residual streams and site activations."""
 
 _DIMS = ("prompt", "site", "layer", "position")
 
 
+@renamed_arguments(direction="interchange")
 def positions(
     model: Model,
     pairs: Pairs,
     *,
-    sites: Sequence[str] = SITES,
-    direction: str = "sufficiency",
+    sites: Sequence[str] = WRITES,
+    interchange: str = "sufficiency",
     cumulative: bool = False,
     metric: Metric | None = None,
     positions: Sequence[int] | None = None,
@@ -59,7 +60,7 @@ def positions(
         Of equal length token by token; see :func:`refusal_nn.patching.align`.
     sites : sequence of str
         Sites of a block without heads: ``resid_pre``, ``attn_out``, ``mlp_out`` and so on.
-    direction : {"sufficiency", "necessity"}
+    interchange : {"sufficiency", "necessity"}
         Sufficiency: the harmless run gets the harmful run's activation. Necessity: the harmful run
         gets the harmless one's.
     cumulative : bool
@@ -94,13 +95,13 @@ def positions(
         If pairs are not aligned, the model treats none as labelled, or their difference in the
         metric cannot be told from 0.
     RequestError
-        If a site, position, layer, direction or metric is not there.
+        If a site, position, layer, interchange or metric is not there.
 
     References
     ----------
     Heimersheim and Nanda 2024, *How to use and interpret activation patching*.
     """
-    checked_interchange(direction)
+    checked_interchange(interchange)
     sites = checked_sites(model, sites)
     rec = recorder if recorder is not None else MemoryRecorder()
     rows = rows_asked(model, batch_size)
@@ -108,12 +109,11 @@ def positions(
         model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed
     )
     chosen = blocks(model, chosen_metric, layers)
-    base = baseline(model, pairs, chosen_metric, screen=screen, rows=rows, recorder=rec)
+    whole = Contrast(model, pairs, chosen_metric)
+    base = whole.measured(rec, rows=rows, stage="baseline", screen=screen)
     where = checked_positions(base.aligned, positions)
-    patched = _sweep(
-        model, base, chosen_metric, direction, sites, chosen, where, cumulative, rows, rec
-    )
-    effect = effects(patched, base.start_of(direction), direction)
+    patched = _sweep(base, interchange, sites, chosen, where, cumulative, rows, rec)
+    effect = effects_of(base, patched, interchange)
     mean, low, high, method = mean_recovery(
         effect, base.difference, cluster=base.pairs.family, confidence=confidence, seed=seed
     )
@@ -126,45 +126,18 @@ def positions(
             "recovery_mean_low": (_DIMS[1:], low),
             "recovery_mean_high": (_DIMS[1:], high),
         },
-        coords={
-            **base.labels(),
-            "site": np.array(sites, dtype=object),
-            "layer": chosen,
-            "position": where,
-        },
+        coords={**base.labels(), **_labels(sites, chosen, where)},
         attrs={
-            **model.identity(),
-            **pairs.to_dataset().attrs,
-            **chosen_metric.to_attrs(),
-            "interchange": direction,
+            **whole.attrs(),
+            "interchange": interchange,
             "cumulative": bool(cumulative),
             "n_layers": model.n_layers,
-            "n_pairs": len(base.pairs),
+            "n_pairs": len(base),
             "dropped_pairs": list(base.dropped),
             "interval": method,
             "confidence": confidence,
         },
     )
-
-
-def checked_positions(aligned: AlignedPairs, positions: Sequence[int] | None) -> list[int]:
-    """Positions to patch, from the end of the prompt, ascending.
-
-    Raises
-    ------
-    RequestError
-        If one is not inside every pair, or is named twice.
-    """
-    if positions is None:
-        return list(aligned.positions)
-    chosen = sorted(int(p) for p in positions)
-    shortest = min(aligned.lengths)
-    if not chosen or chosen[-1] >= 0 or chosen[0] < -shortest or len(set(chosen)) < len(chosen):
-        raise RequestError(
-            f"positions {list(positions)} cannot be patched: name each once, negative, from the end "
-            f"of the prompt; the shortest pair has {shortest} tokens."
-        )
-    return chosen
 
 
 def variants_of(
@@ -191,10 +164,8 @@ def variants_of(
 
 
 def _sweep(
-    model: Model,
-    base: Baseline,
-    metric: Metric,
-    direction: str,
+    base: Measured,
+    interchange: str,
     sites: Sequence[str],
     layers: Sequence[int],
     where: Sequence[int],
@@ -205,20 +176,14 @@ def _sweep(
     """Metric of every patched run, ``[pair, site, layer, position]``: the stage ``patched``."""
     # pairs of like length share a pass, so that little of it is padding
     order = np.argsort(base.aligned.lengths, kind="stable")
-    aligned = base.aligned.take(order.tolist())
-    exchange = Exchange(model, aligned, metric, direction)
-    n = len(aligned)
+    contrast = base.take(order)
+    n = len(base)
     group_size = max(1, min(n, rows // len(where)))
     layer_step = len(layers) if cumulative else LAYERS_PER_BATCH
     shape = (n, len(sites), len(layers), len(where))
     template = xr.Dataset(
         {"patched_metric": (_DIMS, np.full(shape, np.nan))},
-        coords={
-            **{str(k): v for k, v in base.pairs[order].to_dataset().coords.items()},
-            "site": np.array(sites, dtype=object),
-            "layer": list(layers),
-            "position": list(where),
-        },
+        coords={**contrast.labels(), **_labels(sites, layers, where)},
     )
     batches = [
         {
@@ -229,43 +194,33 @@ def _sweep(
         for b in range(0, len(layers), layer_step)
     ]
 
-    def passes(i: int) -> list[Sequence[Variant]]:
+    def batch(i: int, work: Work) -> Collect:
         some = layers[batches[i]["layer"]]
-        group = range(n)[batches[i]["prompt"]]
-        out: list[Sequence[Variant]] = []
+        exchange = Exchange.between(work, contrast, interchange, batches[i]["prompt"], sites, some)
+        asked: list[Handle] = []
         for site in sites:
             # a pass starts where its first patch is, so blocks do not share one
-            for layer in [None] if cumulative else some:
-                at = some if layer is None else [layer]
+            for at in [some] if cumulative else [[layer] for layer in some]:
                 found = variants_of([site], at, where, cumulative=cumulative, upto=layers)
-                out += chunks(found, len(group), rows)
-        return out
+                asked += exchange.each(found, rows)
 
-    def requests(i: int) -> list[Request]:
-        group, some = range(n)[batches[i]["prompt"]], layers[batches[i]["layer"]]
-        runs = exchange.runs(group, sites, some)
-        return [*runs, *(exchange.patched(group, part, some) for part in passes(i))]
+        def collect(answers: Answers) -> xr.Dataset:
+            part = template.isel(batches[i])
+            # rows are site, layer, position, pair
+            by_site = metrics_of(answers, asked).reshape(
+                len(sites), len(some), len(where), part.sizes["prompt"]
+            )
+            return part.assign(patched_metric=(_DIMS, by_site.transpose(3, 0, 1, 2)))
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        part = template.isel(batches[i])
-        values = np.concatenate([r["metric"].double().numpy() for r in results[2:]])
-        # rows are site, layer, position, pair
-        by_site = values.reshape(len(sites), part.sizes["layer"], len(where), part.sizes["prompt"])
-        return part.assign(patched_metric=(_DIMS, by_site.transpose(3, 0, 1, 2)))
+        return collect
 
-    found = recorder.stage("patched", template, batches, ListedPasses(model, requests, collect))
+    found = recorder.stage("patched", template, batches, Passes(base.model, batch))
     return np.asarray(found["patched_metric"].values[np.argsort(order)])
 
 
-def checked_sites(model: Model, sites: Sequence[str]) -> list[str]:
-    """``sites`` as a list, if each is a site of a block without heads, else an error."""
-    names = [sites] if isinstance(sites, str) else list(sites)
-    for site in names:
-        if model.arch.place(site).heads:
-            raise RequestError(
-                f"site {site!r} has heads; patch them with refusal_nn.patching.heads, or name sites "
-                f"such as {', '.join(SITES)}."
-            )
-    if not names or len(set(names)) < len(names):
-        raise RequestError(f"sites {names} cannot be patched: name at least one, each once.")
-    return names
+def _labels(sites: Sequence[str], layers: Sequence[int], where: Sequence[int]) -> dict[str, object]:
+    return {
+        "site": np.array(sites, dtype=object),
+        "layer": list(layers),
+        "position": list(where),
+    }

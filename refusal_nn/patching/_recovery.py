@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from refusal_nn import stats
+from refusal_nn.patching._exchange import into_harmless
+
+if TYPE_CHECKING:
+    from refusal_nn.contrasts import Measured
 
 _TABLES = 512
 
@@ -22,7 +28,13 @@ def effects(patched: np.ndarray, start: np.ndarray, interchange: str) -> np.ndar
         ``sufficiency`` counts a rise of the metric, ``necessity`` a fall.
     """
     moved = patched - start.reshape(-1, *(1,) * (patched.ndim - 1))
-    return moved if interchange == "sufficiency" else -moved
+    return moved if into_harmless(interchange) else -moved
+
+
+def effects_of(base: Measured, patched: np.ndarray, interchange: str) -> np.ndarray:
+    """:func:`effects` of patched runs of the pairs of a contrast."""
+    start = base.corrupted if into_harmless(interchange) else base.clean
+    return effects(patched, start, interchange)
 
 
 def recovery(effect: np.ndarray, difference: np.ndarray) -> np.ndarray:

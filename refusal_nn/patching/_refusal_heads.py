@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import xarray as xr
 
-from refusal_nn.contrasts._metric import resolve_metric
+from refusal_nn.contrasts import Contrast, resolve_metric
 from refusal_nn.errors import PromptError, RequestError
-from refusal_nn.patching._baseline import blocks
 from refusal_nn.patching._cascade import cascade, direct_attribution
 from refusal_nn.patching._confirm import confirm, joint_recovery, significant
 from refusal_nn.patching._exchange import INTERCHANGES
 from refusal_nn.patching._heads import head_table
 from refusal_nn.patching._roles import stability
-from refusal_nn.patching._select import Rule
-from refusal_nn.patching._sets import head_name
-from refusal_nn.patching._study import SPLITS, Study
+from refusal_nn.patching._select import Rule, Step, forward_select
+from refusal_nn.patching._sets import Head, HeadExchanges, head_name, heads_in
 from refusal_nn.patching._tables import grid_of, head_grid, step_table
+from refusal_nn.patching._where import blocks, checked_positions
 from refusal_nn.prompts import check_disjoint
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import Metric
+    from refusal_nn.contrasts import Measured, Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
 
-
+SPLITS = ("train", "val", "test")
+GROW_PAIRS = 64
+"""Train pairs that sets are grown on: which head is best needs fewer than whether it counts."""
 CORRECTIONS = ("max-t", "holm", "bh")
 """For the number of heads and directions tested; see :func:`refusal_nn.stats.sign_flip`."""
 
@@ -128,43 +130,58 @@ def refusal_heads(
         model, metric, pairs.train, recorder=rec, batch_size=batch_size, seed=seed
     )
     chosen = blocks(model, chosen_metric, layers)
-    study = Study(model, pairs, chosen_metric, chosen, positions, screen, rows, rec)
-
-    table: dict[str, Any] = {
-        "correction": correction,
-        "n_permutations": n_permutations,
-        "seed": seed,
-    }
-    effect = {split: study.singles(split) for split in ("train", "test")}
-    tables = {
-        split: head_table(
-            study.base[split], effect[split], INTERCHANGES, chosen, confidence=confidence, **table
+    base = {
+        split: Contrast(model, getattr(pairs, split), chosen_metric).measured(
+            rec, rows=rows, stage=f"baseline_{split}", screen=screen
         )
-        for split in ("train", "test")
+        for split in SPLITS
     }
-    alone = significant(tables["train"], alpha, min_effect)
-    steps = study.forward(effect["train"], candidates, rule)
-    found = confirm(study, alone, steps, effect["test"], alpha, min_effect, table)
+    where = None
+    if positions is not None:
+        where = [checked_positions(base[split].aligned, positions) for split in SPLITS][-1]
+    exchanges = HeadExchanges(where, rows, rec)
+    test = base["test"]
+
+    effect, tables = {}, {}
+    for split in ("train", "test"):
+        effect[split] = exchanges.singles(base[split], INTERCHANGES, chosen, f"heads_{split}")
+        tables[split] = head_table(
+            base[split],
+            effect[split],
+            INTERCHANGES,
+            chosen,
+            correction=correction,
+            n_permutations=n_permutations,
+            confidence=confidence,
+            seed=seed,
+        )
+    all_heads = heads_in(model, chosen)
+    alone = significant(tables["train"], rule)
+    steps = _grow(exchanges, base, effect["train"], all_heads, candidates, rule)
+    on_test = xr.DataArray(
+        effect["test"],
+        {"interchange": list(INTERCHANGES), "layer": chosen},
+        ("prompt", "interchange", "layer", "head"),
+    )
+    found = confirm(exchanges, test, on_test, alone, steps, rule)
 
     heads = sorted(found)
-    tower = cascade(
-        model, study.base["test"], chosen_metric, heads,
-        positions=study.where, rows=rows, recorder=rec,
-    )  # fmt: skip
-    joint = joint_recovery(study, heads, n_controls, confidence, seed)
+    tower = cascade(test, heads, positions=where, rows=rows, recorder=rec)
+    others = [head for head in all_heads if head not in found]
+    joint = joint_recovery(
+        exchanges, test, heads, others, n_controls, confidence=confidence, seed=seed
+    )
     frequency, jaccard, pairwise = stability(
         effect["train"],
-        study.base["train"].difference,
-        family=study.base["train"].pairs.family,
+        base["train"].difference,
+        family=base["train"].pairs.family,
         selected=grid_of(alone, chosen, model.n_heads),
         alpha=alpha,
         min_effect=min_effect,
         seed=seed,
     )
-    direct = direct_attribution(model, study.base["test"], chosen_metric, rows=rows, recorder=rec)
-    root = head_grid(
-        study, found, tower["cascade"].values, tables["test"], joint, frequency, direct
-    )
+    direct = direct_attribution(test, rows=rows, recorder=rec)
+    root = head_grid(found, tower["cascade"].values, tables["test"], joint, frequency, direct)
     root.attrs = {
         **model.identity(),
         **pairs.to_dataset().attrs,
@@ -172,7 +189,7 @@ def refusal_heads(
         "alpha": alpha,
         "min_effect": min_effect,
         "candidates": candidates,
-        "positions": [] if study.where is None else study.where,
+        "positions": [] if where is None else where,
         "n_layers": model.n_layers,
         "heads": [head_name(head) for head in heads],
         "stability_jaccard": jaccard,
@@ -180,12 +197,36 @@ def refusal_heads(
         "interval": tables["test"].attrs["interval"],
         "confidence": confidence,
         "test": tables["test"].attrs["test"],
-        **{f"n_{split}_pairs": len(study.base[split].pairs) for split in SPLITS},
+        **{f"n_{split}_pairs": len(base[split]) for split in SPLITS},
     }
     groups = {"/": root, **{f"/{k}": v for k, v in tables.items()}, "/steps": step_table(steps)}
     if heads:
         groups["/cascade"] = tower
     return xr.DataTree.from_dict(groups)
+
+
+def _grow(
+    exchanges: HeadExchanges,
+    base: dict[str, Measured],
+    effect: np.ndarray,
+    heads: Sequence[Head],
+    candidates: int,
+    rule: Rule,
+) -> dict[str, list[Step]]:
+    """The forward selection both ways, from the heads that do most alone."""
+    grow, stop = base["train"].spread(GROW_PAIRS), base["val"]
+    out = {}
+    for i, way in enumerate(INTERCHANGES):
+        best = np.argsort(-effect[:, i].mean(axis=0).ravel(), kind="stable")[:candidates]
+        out[way] = forward_select(
+            exchanges.joint(grow, way, "grow"),
+            exchanges.joint(stop, way, "stop"),
+            [heads[k] for k in best],
+            scale=(float(grow.difference.mean()), float(stop.difference.mean())),
+            family=stop.pairs.family,
+            rule=rule,
+        )
+    return out
 
 
 def check_splits(pairs: Pairs) -> None:

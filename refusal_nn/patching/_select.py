@@ -8,17 +8,14 @@ decided on other pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from refusal_nn import stats
-from refusal_nn.patching._sets import Head
-
-Evaluate = Callable[[Sequence[Sequence[Head]]], np.ndarray]
-"""Sets of heads to what their joint exchange moves, ``[pair, set]``."""
+from refusal_nn.patching._sets import Evaluate, Head
 
 
 @dataclass(frozen=True)
@@ -105,11 +102,13 @@ def forward_select(
     before = 0.0  # and its mean on discovery pairs
     steps: list[Step] = []
 
-    def attempt(options: Sequence[tuple[Head, ...]]) -> tuple[Step, np.ndarray, np.ndarray]:
-        means = discovery([[*chosen, *option] for option in options]).mean(axis=0)
+    def attempt(
+        options: Sequence[tuple[Head, ...]], name: str
+    ) -> tuple[Step, np.ndarray, np.ndarray]:
+        means = discovery([[*chosen, *option] for option in options], name).mean(axis=0)
         best = int(np.argmax(means))
         added = options[best]
-        there = validation([[*chosen, *added]])[:, 0]
+        there = validation([[*chosen, *added]], name)[:, 0]
         gain = there - reached
         test = stats.sign_flip(
             gain, cluster=family, n_permutations=rule.n_permutations, seed=rule.seed
@@ -127,11 +126,11 @@ def forward_select(
         left = [head for head in candidates if head not in chosen]
         if not left:
             break
-        step, there, means = attempt([(head,) for head in left])
+        step, there, means = attempt([(head,) for head in left], f"{len(steps)}")
         room = rule.max_heads - len(chosen)
         if not step.accepted and rule.lookahead >= 2 and len(left) >= 2 and room >= 2:
             ranked = [left[i] for i in np.argsort(-means, kind="stable")[: rule.lookahead]]
-            step, there, _ = attempt(list(combinations(ranked, 2)))
+            step, there, _ = attempt(list(combinations(ranked, 2)), f"{len(steps)}_pairs")
         steps.append(step)
         if not step.accepted:
             break

@@ -1,26 +1,31 @@
-"""Exchanges of sets of heads, any sets, on all pairs of a baseline."""
+"""Exchanges of sets of heads, any sets, on all pairs of a contrast."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
+from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.errors import RequestError
-from refusal_nn.patching._exchange import Exchange, Swap, Variant, chunks
-from refusal_nn.patching._recovery import effects
-from refusal_nn.tracing import ListedPasses, Request, Results
+from refusal_nn.patching._exchange import Exchange, Swap, Variant
+from refusal_nn.patching._recovery import effects_of
+from refusal_nn.tracing import Answers, Passes, Work
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import Metric
+    from refusal_nn.contrasts import Measured
     from refusal_nn.models import Model
-    from refusal_nn.patching._baseline import Baseline
     from refusal_nn.store import Recorder
+    from refusal_nn.tracing._jobs import Collect
 
 Head = tuple[int, int]
 """(layer, head)."""
+
+Evaluate = Callable[[Sequence[Sequence[Head]], str], np.ndarray]
+"""Sets of heads, and what to call these exchanges, to what each moves jointly, ``[pair, set]``."""
 
 SETS_PER_BATCH = 64
 """Sets a batch covers: the grain of a resume."""
@@ -29,6 +34,11 @@ SETS_PER_BATCH = 64
 def head_name(head: Head) -> str:
     """``a5.h2``, as the graph of the residual stream names it."""
     return f"a{head[0]}.h{head[1]}"
+
+
+def heads_in(model: Model, layers: Iterable[int]) -> list[Head]:
+    """Every head of some blocks."""
+    return [(layer, head) for layer in layers for head in range(model.n_heads)]
 
 
 def as_variant(heads: Iterable[Head], positions: Sequence[int] | None) -> Variant:
@@ -40,83 +50,101 @@ def as_variant(heads: Iterable[Head], positions: Sequence[int] | None) -> Varian
     return tuple(Swap("z", layer, where, tuple(found)) for layer, found in by_layer.items())
 
 
-def exchange_sets(
-    model: Model,
-    base: Baseline,
-    metric: Metric,
-    interchange: str,
-    sets: Sequence[Sequence[Head]],
-    *,
-    positions: Sequence[int] | None,
-    rows: int,
-    recorder: Recorder,
-    stage: str,
-) -> np.ndarray:
-    """What the exchange of each set moves, in the metric's unit.
+@dataclass(frozen=True)
+class HeadExchanges:
+    """Exchanges of sets of heads, each call a stage of its own.
 
-    Parameters
+    Attributes
     ----------
-    model, base, metric
-        Pairs with the metric of their unpatched runs.
-    interchange : str
-        ``sufficiency`` or ``necessity``.
-    sets : sequence of sets of heads
-        None empty.
-    positions : sequence of int, optional
+    positions : sequence of int or None
         Tokens whose head outputs are exchanged, from the end of the prompt; all when None.
     rows : int
         Rows (set, pair) a pass.
-    recorder, stage
-        The stage is scratch: variable ``patched_metric`` over ``(head_set, prompt)``.
-
-    Returns
-    -------
-    array, ``[pair, set]``
-        Positive: towards the metric of the other prompt.
+    recorder : Recorder
+        Its stages are scratch: variable ``patched_metric`` over ``(head_set, prompt)``.
     """
-    if not all(sets):
-        raise RequestError("a set of heads to exchange is empty; name at least one head.")
-    # sets that start at one block share passes, pairs of like length share padding
-    by_start = np.argsort([min(layer for layer, _ in s) for s in sets], kind="stable")
-    variants = [as_variant(sets[i], positions) for i in by_start]
-    by_length = np.argsort(base.aligned.lengths, kind="stable")
-    exchange = Exchange(model, base.aligned.take(by_length.tolist()), metric, interchange)
-    n, m = len(by_length), len(sets)
-    group = max(1, min(n, rows // min(m, model.n_heads)))
-    template = xr.Dataset(
-        {"patched_metric": (("head_set", "prompt"), np.full((m, n), np.nan))},
-        coords={
-            "head_set": np.arange(m),
-            **{str(k): v for k, v in base.pairs[by_length].to_dataset().coords.items()},
-        },
-    )
-    batches = [
-        {
-            "head_set": slice(a, min(a + SETS_PER_BATCH, m)),
-            "prompt": slice(b, min(b + group, n)),
-        }
-        for a in range(0, m, SETS_PER_BATCH)
-        for b in range(0, n, group)
-    ]
 
-    def requests(i: int) -> list[Request]:
-        some, pairs = variants[batches[i]["head_set"]], range(n)[batches[i]["prompt"]]
-        layers = sorted({swap.layer for variant in some for swap in variant})
-        out = exchange.runs(pairs, ["z"], layers)
-        for part in _of_one_start(some):
-            out += [exchange.patched(pairs, v, layers) for v in chunks(part, len(pairs), rows)]
-        return out
+    positions: Sequence[int] | None
+    rows: int
+    recorder: Recorder
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        part = template.isel(batches[i])
-        values = np.concatenate([r["metric"].double().numpy() for r in results[2:]])
-        shape = (part.sizes["head_set"], part.sizes["prompt"])
-        return part.assign(patched_metric=(("head_set", "prompt"), values.reshape(shape)))
+    def moved(
+        self, base: Measured, interchange: str, sets: Sequence[Sequence[Head]], stage: str
+    ) -> np.ndarray:
+        """What the exchange of each set moves, in the metric's unit.
 
-    found = recorder.stage(stage, template, batches, ListedPasses(model, requests, collect))
-    patched = np.empty((n, m))
-    patched[np.ix_(by_length, by_start)] = found["patched_metric"].values.T
-    return effects(patched, base.start_of(interchange), interchange)
+        Parameters
+        ----------
+        base : Measured
+        interchange : str
+            ``sufficiency`` or ``necessity``.
+        sets : sequence of sets of heads
+            None empty.
+        stage : str
+
+        Returns
+        -------
+        array, ``[pair, set]``
+            Positive: towards the metric of the other prompt.
+        """
+        if not all(sets):
+            raise RequestError("a set of heads to exchange is empty; name at least one head.")
+        # sets that start at one block share passes, pairs of like length share padding
+        by_start = np.argsort([min(layer for layer, _ in s) for s in sets], kind="stable")
+        variants = [as_variant(sets[i], self.positions) for i in by_start]
+        by_length = np.argsort(base.aligned.lengths, kind="stable")
+        contrast = base.take(by_length)
+        n, m = len(base), len(sets)
+        group = max(1, min(n, self.rows // min(m, base.model.n_heads)))
+        template = xr.Dataset(
+            {"patched_metric": (("head_set", "prompt"), np.full((m, n), np.nan))},
+            coords={"head_set": np.arange(m), **contrast.labels()},
+        )
+        batches = [
+            {
+                "head_set": slice(a, min(a + SETS_PER_BATCH, m)),
+                "prompt": slice(b, min(b + group, n)),
+            }
+            for a in range(0, m, SETS_PER_BATCH)
+            for b in range(0, n, group)
+        ]
+
+        def batch(i: int, work: Work) -> Collect:
+            some, pairs = variants[batches[i]["head_set"]], batches[i]["prompt"]
+            layers = sorted({swap.layer for variant in some for swap in variant})
+            exchange = Exchange.between(work, contrast, interchange, pairs, ["z"], layers)
+            asked = [p for part in _of_one_start(some) for p in exchange.each(part, self.rows)]
+
+            def collect(answers: Answers) -> xr.Dataset:
+                part = template.isel(batches[i])
+                values = metrics_of(answers, asked).reshape(part["patched_metric"].shape)
+                return part.assign(patched_metric=(("head_set", "prompt"), values))
+
+            return collect
+
+        found = self.recorder.stage(stage, template, batches, Passes(base.model, batch))
+        patched = np.empty((n, m))
+        patched[np.ix_(by_length, by_start)] = found["patched_metric"].values.T
+        return effects_of(base, patched, interchange)
+
+    def joint(self, base: Measured, interchange: str, stage: str) -> Evaluate:
+        """:meth:`moved`, for whoever knows what to exchange and a name for it, but not on what."""
+        return lambda sets, name: self.moved(
+            base, interchange, sets, f"{stage}_{interchange}_{name}"
+        )
+
+    def singles(
+        self,
+        base: Measured,
+        interchanges: Sequence[str],
+        layers: Sequence[int],
+        stage: str = "heads",
+    ) -> np.ndarray:
+        """What each head moves on its own, ``[pair, interchange, layer, head]``."""
+        sets = [[head] for head in heads_in(base.model, layers)]
+        found = [self.moved(base, way, sets, f"{stage}_{way}") for way in interchanges]
+        shape = (len(base), len(found), len(layers), base.model.n_heads)
+        return np.stack(found, axis=1).reshape(shape)
 
 
 def _of_one_start(variants: Sequence[Variant]) -> list[list[Variant]]:

@@ -11,11 +11,9 @@ import xarray as xr
 from refusal_nn.patching._roles import bands, roles
 from refusal_nn.patching._select import Step
 from refusal_nn.patching._sets import Head, head_name
-from refusal_nn.patching._study import Study
 
 
 def head_grid(
-    study: Study,
     found: dict[Head, str],
     tower: np.ndarray,
     table: xr.Dataset,
@@ -27,7 +25,6 @@ def head_grid(
 
     Parameters
     ----------
-    study : Study
     found : dict
         Refusal heads and how they were found.
     tower : array, ``[src, dst]``
@@ -40,7 +37,7 @@ def head_grid(
     direct : array, ``[pair, layer, head]``
     """
     heads = sorted(found)
-    layers, n_heads = study.layers, study.model.n_heads
+    layers, n_heads = table["layer"].values.tolist(), table.sizes["head"]
     role = roles(heads, tower)
     band = bands(role)
     labels = {"found_by": found, "role": role}

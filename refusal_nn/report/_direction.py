@@ -16,6 +16,7 @@ def part(study: Study) -> Part:
     extract, scores, selected, evaluated = (
         study.get(f"direction-{verb}") for verb in ("extract", "score", "select", "evaluate")
     )
+    evaluated = evaluated or study.get("responses-evaluate")
     chosen = _candidates.chosen_in(scores, selected)
     sections: list[Section] = []
 

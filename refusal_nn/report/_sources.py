@@ -111,7 +111,7 @@ def from_results(results: xr.Dataset | xr.DataTree, *, name: str | None = None) 
     name = name or str(root.attrs.get("name") or root.attrs.get("analysis") or "results")
     groups = {k: _plain(node.to_dataset()) for k, node in tree.children.items()}
     kind = _kind(root, name)
-    if kind == "direction-evaluate" and "rates" not in groups:
+    if kind.endswith("-evaluate") and "completion" in root and "rates" not in groups:
         raise RequestError(
             f"run {name!r} holds completions but no group 'rates'; give the whole result of "
             "evaluate, or make the group with refusal_nn.responses.rates."

@@ -18,6 +18,7 @@ from refusal_nn.responses._coherence import REFERENCE_REQUEST, SKIPPED, nll_limi
 from refusal_nn.responses._complete import Grid, complete
 from refusal_nn.responses._judge import judge
 from refusal_nn.responses._rates import rates
+from refusal_nn.runs import analysis
 from refusal_nn.runs._batches import prompt_labels, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import Handle, Work, of_rows, pad
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from refusal_nn.prompts import Prompts
 
 
+@analysis("responses-evaluate", section="refusal_nn.report._direction:part")
 def evaluate(
     model: Model,
     prompts: Prompts,

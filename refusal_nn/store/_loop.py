@@ -8,7 +8,7 @@ state that is kept whole; so it ends with the numbers it would have had.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -224,13 +224,16 @@ def iterate(
         most = loop.steps - step
         if every is not None or not many:
             most = min(most, (every or 1) - step % (every or 1))
-        parts = []
-        for found in _steps(body, step, most, state, loop, recorder, ledger):
-            parts.append(loop.recorded(step, found.records))
-            if found.state is not None:
-                state = loop.after(step, found.state)
-            done = found.done
-            step += 1
+        end, parts = step + most, []
+        while step < end and not done:
+            for told in _steps(body, step, end - step, state, loop, recorder, ledger):
+                parts.append(loop.recorded(step, told.records))
+                if told.state is not None:
+                    state = loop.after(step, told.state)
+                done = told.done
+                step += 1
+            if many:  # a job is kept as soon as it is back
+                break
         at = Reached(step, state, done or step == loop.steps)
         yield at, xr.concat(parts, STEP)
 
@@ -243,27 +246,22 @@ def _steps(
     loop: Loop,
     recorder: Recorder,
     ledger: JobLedger,
-) -> Iterable[Next]:
+) -> list[Next]:
+    """The next step, or as many as are done at a time."""
+    state = state.copy(deep=True)  # a step may write into what it is given
     if isinstance(body, Iterating):
-        several = list(body.advance(step, most, state.copy(deep=True), ledger))
-        if not 1 <= len(several) <= most or several[-1].state is None:
-            raise StoreError(
-                f"loop {loop.name!r}: {len(several)} steps were told of where 1 to {most} were asked "
-                "for, the last with its state."
-            )
-        yield from several
-        return
-    for i in range(step, step + most):
-        # a copy: a step that writes into what it is given would change what the next one sees
-        scope = Scoped(recorder, f"{loop.name}_{i}")
-        found = body(i, state.copy(deep=True), scope)
-        told = found if isinstance(found, Next) else Next(found)
-        if told.state is None:
-            raise StoreError(f"loop {loop.name!r}: step {i} returned no state.")
-        state = loop.after(i, told.state)
-        yield told
-        if told.done:
-            return
+        several = list(body.advance(step, most, state, ledger))
+        if 1 <= len(several) <= most and several[-1].state is not None:
+            return several
+        raise StoreError(
+            f"loop {loop.name!r}: {len(several)} steps were told of where 1 to {most} were asked for, "
+            "the last with its state."
+        )
+    found = body(step, state, Scoped(recorder, f"{loop.name}_{step}"))
+    told = found if isinstance(found, Next) else Next(found)
+    if told.state is None:
+        raise StoreError(f"loop {loop.name!r}: step {step} returned no state.")
+    return [told]
 
 
 class Scoped:

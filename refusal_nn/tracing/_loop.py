@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import RequestError, TooMuchAtOnceError
 from refusal_nn.shipped import steps as steps  # its functions are found by name
 from refusal_nn.tracing._jobs import Passes
 from refusal_nn.tracing._plan import Ref
@@ -25,7 +25,7 @@ State = Mapping[str, "np.ndarray | Ref"]
 Collect = Callable[[Answers], "xr.Dataset | Mapping[str, Any]"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Steps:
     """Steps of a loop that run a model, several of them in one job.
 
@@ -44,7 +44,8 @@ class Steps:
         ``Edit`` and ``after`` as they are. The state after it has the same names: of results that this
         step holds (``handle.held(name)``) and no later request of it uses.
     steps_per_job : int
-        At most so many steps a job, and fewer where they would be too large for one.
+        At most so many steps a job, and fewer where they would be too large for one, or were: half of
+        them are sent then, and no more from then on.
 
     Examples
     --------
@@ -84,9 +85,15 @@ class Steps:
             work.requests.extend(asked.fill(min(most, self.steps_per_job)))
             return asked.collect
 
-        # a job that an earlier process left behind is known by its first step
-        ((_, found),) = Passes(self.model, batch).stream([step], ledger)
-        return found  # type: ignore[return-value]
+        while True:
+            try:
+                # a job that an earlier process left behind is known by its first step
+                ((_, found),) = Passes(self.model, batch).stream([step], ledger)
+                return found  # type: ignore[return-value]
+            except TooMuchAtOnceError:
+                if asked.sent == 1:
+                    raise
+                self.steps_per_job = asked.sent // 2
 
 
 class _Asked:
@@ -99,15 +106,18 @@ class _Asked:
         self.states: list[State] = [{name: state[name].values for name in self.names}]
         self.ends = [0]
         self.collects: list[Collect | None] = []
+        self.sent = 0
 
     def fill(self, most: int) -> list[Request]:
         """The requests of up to so many steps, as many as fit into a job, and one at least."""
-        while len(self.collects) < most:
-            self._next()
-            n = len(self.collects)
-            if n > 1 and not self.steps.model.backend.fits(self.steps.model, self._requests(n)):
-                return self._requests(n - 1)
-        return self._requests(most)
+        backend, model = self.steps.model.backend, self.steps.model
+        for n in range(1, most + 1):
+            if len(self.collects) < n:
+                self._next()
+            if n > 1 and not backend.fits(model, self._requests(n)):
+                break
+            self.sent = n
+        return self._requests(self.sent)
 
     def collect(self, answers: Answers) -> list[Next]:
         """What the steps came to that were answered."""
@@ -132,6 +142,8 @@ class _Asked:
                 "return every name, unchanged where it is."
             )
         begun = self.ends[-1]
+        if len(self.work.requests) == begun:
+            raise RequestError(f"step {step} asks nothing of the model; a step is a pass at least.")
         for name, value in state.items():
             if isinstance(value, Ref) and not self._is_new(value, begun):
                 raise RequestError(

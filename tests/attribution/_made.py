@@ -1,8 +1,7 @@
-"""Pairs of random words over the tiny vocabulary, and metrics."""
+"""Metrics over the tiny vocabulary, and pairs put the way round that they tell apart."""
 
 from __future__ import annotations
 
-import random
 from functools import partial
 
 import torch
@@ -18,21 +17,6 @@ LOG_ODDS = Metric.refusal_log_odds([7, 8, 9])
 
 attribute = partial(checked_attribute, check=False)
 """Random models do not tell pairs apart, and scores need not wait for that."""
-
-
-def made_pairs(n: int = 3, words: tuple[int, ...] = (4,), seed: int = 0) -> Pairs:
-    """``n`` pairs that differ in two words; lengths from ``words`` in turn."""
-    rng = random.Random(seed)
-    rows = []
-    for i in range(n):
-        length = words[i % len(words)]
-        clean = [f"w{rng.randrange(12, 97)}" for _ in range(length)]
-        corrupted = [*clean]
-        for k in rng.sample(range(length), 2):
-            corrupted[k] = f"w{rng.randrange(12, 97)}"
-        labels = {"category": "made", "split": "test", "family": f"pair-{i}"}
-        rows.append({"clean": " ".join(clean), "corrupted": " ".join(corrupted), **labels})
-    return Pairs.from_rows(rows, name="made")
 
 
 def log_odds(logits: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,19 @@ from refusal_nn.attribution._summary import summary
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.prompts import Pairs
 from refusal_nn.shipped import edges as _edges
-from tests.attribution._made import DIFFERENCE, LOG_ODDS, attribute, log_odds, made_pairs
-from tests.attribution._split import SPLIT, SplitGraph, edge_scores
-from tests.families import FAMILIES, plain_module, tiny_model
+from refusal_nn.testing import (
+    FAMILIES,
+    SplitGraph,
+    edge_scores,
+    plain_module,
+    random_pairs,
+    tiny_model,
+)
+from tests.attribution._made import DIFFERENCE, LOG_ODDS, attribute, log_odds
 
 # the families that differ in what is computed; the others are checked through their node scores
 CORE = ("llama", "gpt2", "neox", "gemma2")
+SPLIT = (*CORE, "qwen3", "qwen3_moe", "phi3", "phi", "neox_sequential", "olmo2")
 # mixed lengths, so that rows are padded; Gemma 2's eager attention gives NaN in float64 at padding
 WORDS = {"gemma2": (4,)}
 FIRST_ORDER = {
@@ -50,7 +57,7 @@ def test_the_split_graph_is_the_model(family):
 def test_edge_scores_equal_those_of_the_split_graph(family, method):
     model = tiny_model(family, torch.float64)
     split = split_graph(family)
-    pairs = made_pairs(2, WORDS.get(family, (4, 6)))
+    pairs = random_pairs(2, WORDS.get(family, (4, 6)))
     found = attribute(model, pairs, LOG_ODDS, method=method, steps=3)
     assert found["edge_score"].dims == ("prompt", "src", "dst")
     assert (found["src"].values == split.graph.src).all()
@@ -75,7 +82,7 @@ def test_edge_scores_equal_those_of_the_split_graph(family, method):
 )
 def test_a_node_score_is_the_sum_of_the_edges_that_leave_it(family, edge, node):
     model = tiny_model(family, torch.float64)
-    pairs = made_pairs(2, WORDS.get(family, (4, 6)))
+    pairs = random_pairs(2, WORDS.get(family, (4, 6)))
     edges = attribute(model, pairs, LOG_ODDS, method=edge, steps=2)
     nodes = attribute(model, pairs, LOG_ODDS, method=node, level="node", steps=2)
     total = edges["edge_score"].sum("dst").values
@@ -86,7 +93,7 @@ def test_a_node_score_is_the_sum_of_the_edges_that_leave_it(family, edge, node):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2"])
 def test_integrated_gradients_become_complete_as_steps_grow(family):
     model = tiny_model(family, torch.float64)
-    pairs = made_pairs(2)
+    pairs = random_pairs(2)
     gaps = []
     for steps in (6, 24, 96):
         found = attribute(model, pairs, DIFFERENCE, method="eap-ig", steps=steps, batch_size=96)
@@ -103,7 +110,7 @@ def test_integrated_gradients_become_complete_as_steps_grow(family):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
 def test_scores_do_not_depend_on_batch_size_or_on_the_other_pairs(family, level):
     model = tiny_model(family, torch.float64)
-    pairs = made_pairs(4, (4, 7, 5))
+    pairs = random_pairs(4, (4, 7, 5))
     name = f"{level}_score"
     whole = attribute(model, pairs, LOG_ODDS, level=level, steps=3)
     for size in (1, 6):
@@ -115,7 +122,7 @@ def test_scores_do_not_depend_on_batch_size_or_on_the_other_pairs(family, level)
 
 def test_scores_do_not_depend_on_how_many_positions_are_held_at_a_time(monkeypatch):
     model = tiny_model("gpt2", torch.float64)
-    pairs = made_pairs(2, (4, 7))
+    pairs = random_pairs(2, (4, 7))
     whole = attribute(model, pairs, LOG_ODDS, steps=2)
     monkeypatch.setattr(_edges, "BLOCK_OF_POSITIONS", 1)
     part = attribute(model, pairs, LOG_ODDS, steps=2)
@@ -124,7 +131,7 @@ def test_scores_do_not_depend_on_how_many_positions_are_held_at_a_time(monkeypat
 
 @pytest.mark.parametrize("level", ["edge", "node"])
 def test_a_job_run_without_the_package_gives_the_same_scores(level):
-    pairs = made_pairs(2, (4, 6))
+    pairs = random_pairs(2, (4, 6))
     methods = ["eap-ig", "exact"] if level == "node" else ["eap-ig"]
     for method in methods:
         here, there = (
@@ -135,7 +142,7 @@ def test_a_job_run_without_the_package_gives_the_same_scores(level):
 
 
 def test_half_precision_scores_are_those_of_single_precision_within_its_rounding():
-    pairs = made_pairs(4)
+    pairs = random_pairs(4)
     single, half = (
         attribute(tiny_model("llama", dtype), pairs, LOG_ODDS)["edge_score"].values
         for dtype in (torch.float32, torch.bfloat16)
@@ -146,14 +153,14 @@ def test_half_precision_scores_are_those_of_single_precision_within_its_rounding
 
 
 def test_mean_and_standard_error_are_over_pairs():
-    found = attribute(tiny_model("llama"), made_pairs(5), LOG_ODDS, method="eap")
+    found = attribute(tiny_model("llama"), random_pairs(5), LOG_ODDS, method="eap")
     scores = found["edge_score"].values.astype(np.float64)
     mean = found["edge_score_mean"].values
     np.testing.assert_allclose(mean, scores.mean(0), rtol=1e-6)
     np.testing.assert_allclose(
         found["edge_score_se"].values, scores.std(0, ddof=1) / 5**0.5, rtol=1e-6
     )
-    one = attribute(tiny_model("llama"), made_pairs(1), LOG_ODDS, method="eap")
+    one = attribute(tiny_model("llama"), random_pairs(1), LOG_ODDS, method="eap")
     assert np.isnan(one["edge_score_se"]).all()
     assert found.attrs["metric"] == "refusal-log-odds"
     assert (found.attrs["method"], found.attrs["ablation"]) == ("eap", "resample")
@@ -179,7 +186,7 @@ def test_the_standard_error_is_of_families():
 
 
 def test_a_table_of_scores_counts_families():
-    rows = [{**row, "family": f"f{k // 2}"} for k, row in enumerate(made_pairs(4).to_rows())]
+    rows = [{**row, "family": f"f{k // 2}"} for k, row in enumerate(random_pairs(4).to_rows())]
     found = attribute(tiny_model("llama"), Pairs.from_rows(rows), LOG_ODDS, method="eap")
     halves = found["edge_score"].values.astype(float).reshape(2, 2, *found["edge_score"].shape[1:])
     expected = halves.mean(1).std(0, ddof=1) / 2**0.5
@@ -188,7 +195,7 @@ def test_a_table_of_scores_counts_families():
 
 def test_metrics_of_both_runs_are_those_of_the_plain_model():
     model = tiny_model("llama", torch.float64)
-    pairs = made_pairs(3, (4, 6))
+    pairs = random_pairs(3, (4, 6))
     found = attribute(model, pairs, LOG_ODDS, method="clean-corrupted")
     plain = plain_module("llama", torch.float64)
     for side in ("clean", "corrupted"):
@@ -217,7 +224,7 @@ def test_metrics_of_both_runs_are_those_of_the_plain_model():
 )
 def test_impossible_requests_are_refused(options, message):
     with pytest.raises(RequestError, match=message):
-        attribute(tiny_model("llama"), made_pairs(1), **{"metric": LOG_ODDS, **options})
+        attribute(tiny_model("llama"), random_pairs(1), **{"metric": LOG_ODDS, **options})
 
 
 def test_pairs_of_unequal_length_are_refused():

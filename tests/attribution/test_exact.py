@@ -10,9 +10,17 @@ import torch
 import transformers
 
 from refusal_nn.attribution import EdgeGraph, Metric
-from tests.attribution._made import DIFFERENCE, LOG_ODDS, attribute, log_odds, made_pairs
-from tests.attribution._split import SplitGraph, exact_scores
-from tests.families import D_MODEL, plain_module, tiny_model, tiny_module, wrap
+from refusal_nn.testing import (
+    D_MODEL,
+    SplitGraph,
+    exact_scores,
+    plain_module,
+    random_pairs,
+    tiny_model,
+    tiny_module,
+    wrap,
+)
+from tests.attribution._made import DIFFERENCE, LOG_ODDS, attribute, log_odds
 
 WORDS = {"gemma2": (4,)}
 
@@ -25,7 +33,7 @@ def rows_of(model, pairs, k):
 def test_exact_edge_scores_equal_patching_one_edge_at_a_time(family):
     model = tiny_model(family, torch.float64)
     split = SplitGraph(plain_module(family, torch.float64), family)
-    pairs = made_pairs(2, WORDS.get(family, (4, 6)))
+    pairs = random_pairs(2, WORDS.get(family, (4, 6)))
     found = attribute(model, pairs, LOG_ODDS, method="exact", batch_size=64)["edge_score"].values
     graph = split.graph
     assert (np.isnan(found) == ~graph.mask).all()
@@ -41,7 +49,7 @@ def test_exact_edge_scores_equal_patching_one_edge_at_a_time(family):
 def test_an_exact_node_score_patches_all_edges_that_leave_the_node(family):
     model = tiny_model(family, torch.float64)
     split = SplitGraph(plain_module(family, torch.float64), family)
-    pairs = made_pairs(2, WORDS.get(family, (4, 6)))
+    pairs = random_pairs(2, WORDS.get(family, (4, 6)))
     found = attribute(model, pairs, LOG_ODDS, method="exact", level="node")
     graph = split.graph
     leaving = [[e for e in graph.edges() if e[0] == src] for src in graph.src]
@@ -56,7 +64,7 @@ def test_an_exact_node_score_patches_all_edges_that_leave_the_node(family):
 @pytest.mark.parametrize("level", ["edge", "node"])
 def test_exact_scores_do_not_depend_on_batch_size_or_on_the_other_pairs(level):
     model = tiny_model("llama", torch.float64)
-    pairs = made_pairs(3, (4, 7))
+    pairs = random_pairs(3, (4, 7))
     name = f"{level}_score"
     whole = attribute(model, pairs, LOG_ODDS, method="exact", level=level, batch_size=256)
     part = attribute(model, pairs, LOG_ODDS, method="exact", level=level, batch_size=16)
@@ -101,7 +109,7 @@ def linear_model():
 @pytest.mark.parametrize("method", ["eap", "eap-ig", "clean-corrupted"])
 def test_every_method_is_exact_on_a_model_that_is_linear_in_its_edges(method):
     model = linear_model()
-    pairs = made_pairs(2, (4, 6))
+    pairs = random_pairs(2, (4, 6))
     exact = attribute(model, pairs, DIFFERENCE, method="exact")["edge_score"].values
     found = attribute(model, pairs, DIFFERENCE, method=method)["edge_score"].values
     there = EdgeGraph.of(model.arch).mask
@@ -115,7 +123,7 @@ def test_integrated_gradients_agree_with_exact_patching_on_random_models():
     found = []
     for seed in range(5):
         model = wrap(tiny_module("llama", seed=seed))
-        pairs = made_pairs(4, (6,), seed=seed)
+        pairs = random_pairs(4, (6,), seed=seed)
         there = EdgeGraph.of(model.arch).mask
         exact, integrated = (
             attribute(model, pairs, LOG_ODDS, method=m, steps=5)["edge_score_mean"].values[there]
@@ -127,7 +135,7 @@ def test_integrated_gradients_agree_with_exact_patching_on_random_models():
 
 def test_writers_behind_what_a_projection_reads_have_no_effect():
     model = tiny_model("llama", torch.float64)
-    pairs = made_pairs(2)
+    pairs = random_pairs(2)
     metric = Metric.projection(np.arange(1.0, D_MODEL + 1), layer=1)
     exact, first_order = (
         attribute(model, pairs, metric, method=m) for m in ("exact", "clean-corrupted")

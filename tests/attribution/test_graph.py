@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from refusal_nn.attribution import EdgeGraph
 from refusal_nn.errors import RequestError
-from tests.families import FAMILIES, tiny_model
+from refusal_nn.testing import FAMILIES, tiny_model
 
 sizes = st.builds(
     lambda layers, kv, group, parallel: EdgeGraph(layers, kv * group, kv, parallel),

@@ -9,8 +9,8 @@ import torch
 from refusal_nn.attribution import KINDS, Metric
 from refusal_nn.errors import RequestError
 from refusal_nn.shipped.metrics import metric_values
-from tests.attribution._made import attribute, made_pairs
-from tests.families import D_MODEL, plain_module, tiny_model
+from refusal_nn.testing import D_MODEL, plain_module, random_pairs, tiny_model
+from tests.attribution._made import attribute
 
 DIRECTION = np.linspace(-1, 1, D_MODEL)
 METRICS = {
@@ -45,7 +45,7 @@ def test_hand_worked_values():
 @pytest.mark.parametrize("name", KINDS)
 def test_metrics_of_both_runs_are_those_of_the_plain_model(name, method):
     model, plain = tiny_model("llama", torch.float64), plain_module("llama", torch.float64)
-    pairs = made_pairs(2, (4, 6))
+    pairs = random_pairs(2, (4, 6))
     found = attribute(model, pairs, METRICS[name], method=method, level="node")
     for k in range(2):
         rows = [model.chat.tokens(s.texts)[k] for s in (pairs.clean, pairs.corrupted)]

@@ -7,15 +7,15 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from refusal_nn.attribution import attribute
-from tests.circuits.planted import NAMES, pairs, planted
+from refusal_nn.testing import PLANTED, planted, planted_pairs
 
 
 @pytest.mark.parametrize(("method", "least"), [("exact", 1.0), ("eap-ig", 0.98)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PLANTED)
 def test_planted_edges_are_found(name, method, least):
     known = planted(name)
     there = known.graph.mask
-    found = attribute(known.model, pairs()["train"][:8], known.metric, method=method)
+    found = attribute(known.model, planted_pairs()["train"][:8], known.metric, method=method)
     size = np.abs(found["edge_score_mean"].values[there])
     truth = known.truth.kept[there]
     assert 0 < truth.sum() < 0.1 * len(truth)

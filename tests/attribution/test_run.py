@@ -11,8 +11,8 @@ from refusal_nn import store
 from refusal_nn.attribution import attribute
 from refusal_nn.errors import RequestError
 from refusal_nn.runs import Keeping, Run, record
-from tests.attribution._made import LOG_ODDS, made_pairs
-from tests.families import tiny_model
+from refusal_nn.testing import random_pairs, tiny_model
+from tests.attribution._made import LOG_ODDS
 
 BATCHES = 2 * 4  # two pairs a pass; three blocks and the logits
 
@@ -40,7 +40,7 @@ def exact_run(stores: Path, progress: Progress) -> Run:
     return record(
         attribute,
         tiny_model("llama"),
-        made_pairs(3),
+        random_pairs(3),
         LOG_ODDS,
         method="exact",
         batch_size=16,
@@ -56,7 +56,7 @@ def test_exact_scores_go_on_where_they_stopped(tmp_path):
     assert again.done == list(range(3, BATCHES + 1)), "finished batches are not computed again"
     store.verify(run.path)
     assert run.name.startswith("attribute-edges-tiny-llama-")
-    whole = attribute(tiny_model("llama"), made_pairs(3), LOG_ODDS, method="exact", batch_size=16)
+    whole = attribute(tiny_model("llama"), random_pairs(3), LOG_ODDS, method="exact", batch_size=16)
     stored = run.tree.to_dataset().load()
     xr.testing.assert_equal(stored["edge_score"].drop_attrs(), whole["edge_score"].drop_attrs())
     assert stored.attrs["n_heads"] == 4
@@ -65,5 +65,7 @@ def test_exact_scores_go_on_where_they_stopped(tmp_path):
 
 def test_an_unknown_level_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(RequestError, match="unknown level 'head'"):
-        record(attribute, tiny_model("llama"), made_pairs(1), level="head", keep=Keeping(tmp_path))
+        record(
+            attribute, tiny_model("llama"), random_pairs(1), level="head", keep=Keeping(tmp_path)
+        )
     assert list(tmp_path.iterdir()) == []

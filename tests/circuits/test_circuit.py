@@ -14,7 +14,7 @@ from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import Circuit, discover
 from refusal_nn.circuits._discover import choose, prune
 from refusal_nn.errors import RequestError
-from tests.families import tiny_model
+from refusal_nn.testing import tiny_model
 
 SMALL = EdgeGraph(n_layers=2, n_heads=2, n_kv_heads=1)
 GRAPHS = [

@@ -21,17 +21,24 @@ from refusal_nn.errors import InterventionError, PromptError, RequestError
 from refusal_nn.models.organisms.planted import HARMFUL, HARMLESS
 from refusal_nn.prompts import Pairs
 from refusal_nn.store import MemoryRecorder
-from tests.circuits.planted import NAMES, pairs, planted
-from tests.circuits.reference import Reference
-from tests.families import plain_module, tiny_model
+from refusal_nn.testing import (
+    PLANTED,
+    CircuitRuns,
+    plain_module,
+    planted,
+    planted_pairs,
+    tiny_model,
+)
 
 QUICK = {"n_resamples": 199}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_circuit_is_faithful_complete_minimal_and_no_accident(name):
     p = planted(name)
-    tree = evaluate(p.model, p.truth, pairs()["test"], p.metric, draws=39, minimality=True, **QUICK)
+    tree = evaluate(
+        p.model, p.truth, planted_pairs()["test"], p.metric, draws=39, minimality=True, **QUICK
+    )
     root = tree.to_dataset()
     assert float(root["faithfulness"]) == pytest.approx(1, abs=0.01)
     assert float(root["faithfulness_low"]) <= float(root["faithfulness_high"])
@@ -61,10 +68,12 @@ def test_a_planted_circuit_needs_its_constants_under_other_ablations(ablation):
     """Zero takes the constants away too, so what is planted alone does nothing sensible there; the
     whole model is still the whole model."""
     p = planted("gate")
-    options = {"ablation": ablation, "discovery": pairs()["train"], "nulls": (), **QUICK}
-    tree = evaluate(p.model, p.truth, pairs()["test"], p.metric, **options)
+    options = {"ablation": ablation, "discovery": planted_pairs()["train"], "nulls": (), **QUICK}
+    tree = evaluate(p.model, p.truth, planted_pairs()["test"], p.metric, **options)
     table = tree.to_dataset()["circuit_metric"]
-    plain = evaluate(p.model, p.truth, pairs()["test"], p.metric, nulls=(), grid=False, **QUICK)
+    plain = evaluate(
+        p.model, p.truth, planted_pairs()["test"], p.metric, nulls=(), grid=False, **QUICK
+    )
     whole = plain.to_dataset()["circuit_metric"].sel(circuit="model").values
     assert np.allclose(table.sel(circuit="model").values, whole, atol=1e-5)
     if ablation == "mean":  # of harmless prompts, whose values along other edges do not matter
@@ -73,9 +82,11 @@ def test_a_planted_circuit_needs_its_constants_under_other_ablations(ablation):
 
 def test_a_mean_is_over_the_discovery_prompts_that_reach_a_position_from_the_end():
     p = planted("gate")
-    found = ablation_of(p.model, "mean", pairs()["train"], batch_size=3, recorder=MemoryRecorder())
+    found = ablation_of(
+        p.model, "mean", planted_pairs()["train"], batch_size=3, recorder=MemoryRecorder()
+    )
     module = p.model.module
-    rows = p.model.chat.tokens(pairs()["train"].corrupted.texts)
+    rows = p.model.chat.tokens(planted_pairs()["train"].corrupted.texts)
     seen: dict[str, list] = {"input": [], "z": [], "mlp": []}
     hooks = [
         module.model.embed_tokens.register_forward_hook(lambda m, a, o: seen["input"].append(o[0])),
@@ -136,7 +147,7 @@ def test_mean_ablation_is_the_run_built_edge_by_edge():
         nulls=(),
         **QUICK,
     )
-    reference = Reference(family, plain_module(family))
+    reference = CircuitRuns(family, plain_module(family))
     runs = [reference.run(row)[1] for row in model.chat.tokens(sets["train"].corrupted.texts)]
     means = {name: torch.stack([r[name] for r in runs]).mean(0) for name in runs[0]}
     names = {(graph.src[s], graph.dst[d]) for s, d in np.argwhere(kept)}
@@ -160,7 +171,7 @@ def test_every_metric_is_measured_in_a_circuits_run(metric):
     p = planted("gate")
     half = np.random.default_rng(1).random(p.graph.mask.shape) < 0.5
     circuit = Circuit(p.graph, p.graph.mask & half)
-    some = pairs()["test"][:4]
+    some = planted_pairs()["test"][:4]
     if metric.kind == "logit-difference":
         vocabulary = p.model.tokenizer.get_vocab()
         metric = Metric.logit_difference([vocabulary["I"]], [vocabulary["Sure"]])
@@ -177,7 +188,7 @@ def test_every_metric_is_measured_in_a_circuits_run(metric):
 def test_results_do_not_depend_on_the_batch_size():
     p = planted("both")
     options = {"draws": 5, **QUICK}
-    some = pairs()["test"][:7]
+    some = planted_pairs()["test"][:7]
     big = evaluate(p.model, p.truth, some, p.metric, **options)
     small = evaluate(p.model, p.truth, some, p.metric, batch_size=5, **options)
     for group in ("/", "grid", "null"):
@@ -189,13 +200,18 @@ def test_pairs_the_circuit_was_found_on_are_refused():
     p = planted("gate")
     with pytest.raises(PromptError, match="share"):
         evaluate(
-            p.model, p.truth, pairs()["test"], p.metric, discovery=pairs()["test"][:3], **QUICK
+            p.model,
+            p.truth,
+            planted_pairs()["test"],
+            p.metric,
+            discovery=planted_pairs()["test"][:3],
+            **QUICK,
         )
 
 
 def test_a_circuit_knows_the_pairs_it_was_found_on():
     p = planted("gate")
-    train = pairs()["train"]
+    train = planted_pairs()["train"]
     shape = (len(train), *p.graph.mask.shape)
     scores = xr.Dataset(
         {"edge_score": (("prompt", "src", "dst"), np.broadcast_to(p.truth.scores, shape))},
@@ -211,7 +227,9 @@ def test_a_circuit_knows_the_pairs_it_was_found_on():
             smallest(p.model, found, train, p.metric)
         with pytest.raises(PromptError, match="the circuit was found on share pair"):
             cross_faithfulness(p.model, {"a": found}, {"b": train}, p.metric)
-    tree = evaluate(p.model, circuit, pairs()["test"], p.metric, grid=False, nulls=(), **QUICK)
+    tree = evaluate(
+        p.model, circuit, planted_pairs()["test"], p.metric, grid=False, nulls=(), **QUICK
+    )
     assert float(tree["faithfulness"]) == pytest.approx(1, abs=0.01)
 
 
@@ -232,9 +250,9 @@ def test_options_are_checked_before_anything_is_run(options, message):
     p = planted("gate")
     recorder = MemoryRecorder()
     if "discovery" in options:
-        options = {**options, "discovery": pairs()["train"]}
+        options = {**options, "discovery": planted_pairs()["train"]}
     with pytest.raises(RequestError, match=message):
-        evaluate(p.model, p.truth, pairs()["test"], p.metric, recorder=recorder, **options)
+        evaluate(p.model, p.truth, planted_pairs()["test"], p.metric, recorder=recorder, **options)
     assert not recorder._stages
 
 
@@ -261,7 +279,7 @@ def test_pairs_that_the_model_does_not_tell_apart_are_refused_before_more_is_run
 def test_what_does_not_fit_is_refused():
     p = planted("gate")
     other = planted("both").truth
-    some = pairs()["test"][:3]
+    some = planted_pairs()["test"][:3]
     with pytest.raises(RequestError, match="3 layers"):
         evaluate(p.model, other, some, p.metric)
     with pytest.raises(RequestError, match="unknown ablation 'noise'"):
@@ -286,13 +304,15 @@ def test_what_does_not_fit_is_refused():
         ]
     )
     with pytest.raises(PromptError, match="longest discovery prompt"):
-        evaluate(p.model, p.truth, longer, p.metric, ablation="mean", discovery=pairs()["train"])
+        evaluate(
+            p.model, p.truth, longer, p.metric, ablation="mean", discovery=planted_pairs()["train"]
+        )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PLANTED)
 def test_the_smallest_faithful_circuit_of_a_ranking_that_knows_is_the_planted_one(name):
     p = planted(name)
-    found = smallest(p.model, p.truth, pairs()["test"], p.metric, target=0.95)
+    found = smallest(p.model, p.truth, planted_pairs()["test"], p.metric, target=0.95)
     assert found.low >= 0.95
     assert found.faithfulness >= found.low
     assert set(found.circuit.edges()) <= set(p.truth.edges())
@@ -305,7 +325,7 @@ def test_the_smallest_faithful_circuit_of_a_ranking_that_knows_is_the_planted_on
 def test_a_ranking_that_knows_nothing_needs_many_edges():
     p = planted("gate")
     constant = Circuit(p.graph, p.truth.kept, np.where(p.graph.mask, 0.0, np.nan))
-    found = smallest(p.model, constant, pairs()["test"][:4], p.metric, target=0.9)
+    found = smallest(p.model, constant, planted_pairs()["test"][:4], p.metric, target=0.9)
     assert found.circuit.n_kept > 20
 
 
@@ -316,7 +336,7 @@ def test_an_interval_asks_for_more_than_an_estimate_does():
     scores = np.where(p.graph.mask, rng.gamma(0.3, 0.2, p.graph.mask.shape), np.nan)
     scores = np.where(p.truth.kept, np.linspace(0.05, 1, scores.size).reshape(scores.shape), scores)
     circuit = Circuit(p.graph, p.truth.kept, -scores)
-    test = pairs()["test"]
+    test = planted_pairs()["test"]
     sure = smallest(p.model, circuit, test, p.metric, target=0.9)
     table = sure.tried
     assert (table["faithfulness_low"] <= table["faithfulness"] + 1e-9).all()
@@ -333,7 +353,7 @@ def test_an_interval_asks_for_more_than_an_estimate_does():
 
 def test_a_wrong_target_or_rule_is_refused():
     p = planted("gate")
-    some = pairs()["test"][:4]
+    some = planted_pairs()["test"][:4]
     with pytest.raises(RequestError, match="target faithfulness"):
         smallest(p.model, p.truth, some, p.metric, target=1.5)
     with pytest.raises(RequestError, match="rule top or greedy"):
@@ -344,7 +364,7 @@ def test_a_wrong_target_or_rule_is_refused():
 
 def test_a_circuit_works_on_its_own_task_and_not_on_anothers():
     p = planted("either")
-    test = pairs()["test"]
+    test = planted_pairs()["test"]
     branch = Circuit.from_edges(p.graph, [("input", "a1.h2<v>"), ("a1.h2", "m1"), ("m1", "logits")])
     found = cross_faithfulness(
         p.model,

@@ -18,7 +18,7 @@ from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits._circuit import Circuit
 from refusal_nn.circuits._formats import export, read
 from refusal_nn.errors import RequestError
-from tests.circuits.circuits import GRAPHS, random_circuit
+from refusal_nn.testing import GRAPHS, random_circuit
 
 SCHEMA = json.loads(Path(__file__).with_name("neuronpedia.schema.json").read_text())
 CFG = {"n_layers": 2, "n_heads": 4, "parallel_attn_mlp": False, "d_model": 8}

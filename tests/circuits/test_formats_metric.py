@@ -11,8 +11,7 @@ import pytest
 from refusal_nn.attribution import EdgeGraph, Metric
 from refusal_nn.circuits import Circuit, export, read
 from refusal_nn.errors import RequestError
-from tests.circuits.circuits import GRAPHS, random_circuit
-from tests.families import tiny_model
+from refusal_nn.testing import GRAPHS, random_circuit, tiny_model
 
 
 def test_a_file_of_a_model_of_another_width_is_refused_though_it_names_no_model(

@@ -9,9 +9,8 @@ import torch
 from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import _requests
 from refusal_nn.circuits._requests import circuits_request, sources_request
+from refusal_nn.testing import FAMILIES, CircuitRuns, plain_module, tiny_model
 from refusal_nn.tracing import Capture, forward_request, pad, run
-from tests.circuits.reference import Reference
-from tests.families import FAMILIES, plain_module, tiny_model
 
 LENGTHS = (9, 7, 8)
 
@@ -66,7 +65,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_the_run_built_edge_by_edge(family):
-    reference = Reference(family, plain_module(family, torch.float64))
+    reference = CircuitRuns(family, plain_module(family, torch.float64))
     graph = EdgeGraph.of(tiny_model(family, torch.float64).arch)
     kept = some_circuits(graph)
     # one length: no padding, so that every family runs in float64
@@ -94,7 +93,7 @@ def test_the_full_circuit_is_the_model_and_the_empty_one_the_corrupted_run(famil
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2"])
 def test_zero_ablation_is_the_run_built_edge_by_edge(family):
-    reference = Reference(family, plain_module(family, torch.float64))
+    reference = CircuitRuns(family, plain_module(family, torch.float64))
     graph = EdgeGraph.of(tiny_model(family, torch.float64).arch)
     kept = some_circuits(graph)[2:]
     clean = rows(3, (8,))

@@ -19,7 +19,7 @@ from refusal_nn.circuits._nulls import check_nulls, p_value, strata
 from refusal_nn.circuits._stability import jaccard
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.prompts import Pairs
-from tests.families import tiny_model
+from refusal_nn.testing import tiny_model
 
 GRAPH = EdgeGraph(n_layers=3, n_heads=2, n_kv_heads=1)
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from refusal_nn import load_model, store
 from refusal_nn.attribution import Metric
 from refusal_nn.cli import cli
-from tests.attribution._made import made_pairs, told_apart
-from tests.families import tiny_model, tiny_module, tiny_tokenizer
+from refusal_nn.testing import random_pairs, tiny_model, tiny_module, tiny_tokenizer
+from tests.attribution._made import told_apart
 
 
 def refusal_nn(*argv: str) -> Result:
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pairs.jsonl": Metric.refusal_log_odds([7, 8]),
         "logits.jsonl": Metric.logit_difference([7], [9]),
     }.items():
-        rows = told_apart(tiny_model("llama"), made_pairs(6), metric).to_rows()
+        rows = told_apart(tiny_model("llama"), random_pairs(6), metric).to_rows()
         (base / file).write_text("\n".join(map(json.dumps, rows)))
     rows[2]["corrupted"] += " w20"
     (base / "uneven.jsonl").write_text("\n".join(map(json.dumps, rows)))

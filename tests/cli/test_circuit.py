@@ -17,7 +17,7 @@ from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import Circuit
 from refusal_nn.cli import cli
 from refusal_nn.models.organisms.planted import PLANTED_EDGES, planted_pairs
-from tests.families import tiny_module, tiny_tokenizer
+from refusal_nn.testing import tiny_module, tiny_tokenizer
 
 
 def refusal_nn(*argv: str) -> Result:

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from refusal_nn import store
 from refusal_nn.cli import cli
+from refusal_nn.testing import tiny_module, tiny_tokenizer
 from tests.directions.conftest import made_prompts
-from tests.families import tiny_module, tiny_tokenizer
 
 WIDE = ["--kl-max", "1e9", "--induce-min", "-1e9"]
 

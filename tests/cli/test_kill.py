@@ -16,8 +16,8 @@ import xarray as xr
 
 from refusal_nn import store
 from refusal_nn.store.provenance import VOLATILE
+from refusal_nn.testing import tiny_module, tiny_tokenizer
 from tests.directions.conftest import made_prompts
-from tests.families import tiny_module, tiny_tokenizer
 from tests.long.tier import Extent
 from tests.patience import limit
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from refusal_nn import store
 from refusal_nn.cli import cli
 from refusal_nn.prompts import Pairs
-from tests.families import tiny_module, tiny_tokenizer
+from refusal_nn.testing import tiny_module, tiny_tokenizer
 from tests.patching.conftest import made_pairs, planted
 
 

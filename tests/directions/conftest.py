@@ -8,7 +8,7 @@ import pytest
 
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
-from tests.families import tiny_model
+from refusal_nn.testing import tiny_model
 
 TOKENS = [7, 8, 9]
 

@@ -30,9 +30,9 @@ from refusal_nn.responses import (
     rate_rows,
     rates,
 )
+from refusal_nn.testing import plain_module
 from refusal_nn.tracing import Answers, Work, generate, run
 from tests.directions.conftest import TOKENS
-from tests.families import plain_module
 
 
 @pytest.fixture(scope="module")

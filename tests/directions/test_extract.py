@@ -8,8 +8,8 @@ from refusal_nn.directions import discover_refusal_tokens, extract, parse_tokens
 from refusal_nn.errors import RequestError, WorkError
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
+from refusal_nn.testing import plain_module
 from tests.directions.conftest import TOKENS
-from tests.families import plain_module
 
 
 def block_inputs(model: Model, text: str) -> np.ndarray:

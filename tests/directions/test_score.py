@@ -12,8 +12,8 @@ from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
 from refusal_nn.shipped.walk import smoothed_kl, smoothed_kl_slack
+from refusal_nn.testing import plain_module, tiny_model
 from tests.directions.conftest import TOKENS, made_prompts
-from tests.families import plain_module, tiny_model
 
 
 @cache

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from refusal_nn.attribution import Metric
-from tests.attribution._made import LOG_ODDS, attribute, made_pairs
-from tests.families import D_MODEL, tiny_model, tiny_module, wrap
+from refusal_nn.testing import D_MODEL, random_pairs, tiny_model, tiny_module, wrap
+from tests.attribution._made import LOG_ODDS, attribute
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +20,7 @@ pytestmark = [
 @pytest.mark.parametrize("level", ["edge", "node"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2"])
 def test_scores_are_those_of_the_cpu(family, level, method):
-    pairs = made_pairs(2)
+    pairs = random_pairs(2)
     there = wrap(tiny_module(family, dtype=torch.float64).to("cuda"), name=family)
     here = tiny_model(family, torch.float64)
     options = {"method": method, "level": level}

@@ -8,6 +8,15 @@ import torch
 
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, MeanAblation
 from refusal_nn.models import Model, load_model, quiet
+from refusal_nn.testing import (
+    D_MODEL,
+    FAMILIES,
+    hooks,
+    plain_module,
+    tiny_module,
+    tiny_tokenizer,
+    wrap,
+)
 from refusal_nn.tracing import (
     Capture,
     Ref,
@@ -19,8 +28,6 @@ from refusal_nn.tracing import (
     residual_error,
     run,
 )
-from tests.families import D_MODEL, FAMILIES, plain_module, tiny_module, tiny_tokenizer, wrap
-from tests.tracing import _hooks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -85,9 +92,9 @@ def test_generation_under_ablation_equals_hooks_on_the_cpu(family):
     request = generate_request(model, batch, [DirectionalAblation(R)], max_new_tokens=8)
     (out,) = run(model, [request])
     module = plain_module(family)
-    changes = _hooks.everywhere(module, family, _hooks.remove(torch.tensor(R, dtype=torch.float32)))
+    changes = hooks.everywhere(module, family, hooks.remove(torch.tensor(R, dtype=torch.float32)))
     found = completions(model, out["ids"])
-    assert found == _hooks.greedy(module, ROWS, changes, n=8)
+    assert found == hooks.greedy(module, ROWS, changes, n=8)
     (clean,) = run(model, [generate_request(model, batch, max_new_tokens=8)])
     assert found != completions(model, clean["ids"])
 

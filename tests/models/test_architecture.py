@@ -7,8 +7,7 @@ import transformers
 
 from refusal_nn.errors import ModelError
 from refusal_nn.models import BLOCK_SITES, SITES, build_architecture
-from refusal_nn.tracing import residual_error, verify
-from tests.families import (
+from refusal_nn.testing import (
     D_HEAD,
     D_MODEL,
     FAMILIES,
@@ -21,6 +20,7 @@ from tests.families import (
     tiny_module,
     wrap,
 )
+from refusal_nn.tracing import residual_error, verify
 
 KV_HEADS = {"phi": 2, "gpt2": 4, "neox": 4, "neox_sequential": 4}
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refusal_nn.errors import ModelError, PromptError
 from refusal_nn.models import Chat
-from tests.families import TEMPLATE, tiny_tokenizer
+from refusal_nn.testing import TEMPLATE, tiny_tokenizer
 
 SPECIAL = [
     "<pad>",

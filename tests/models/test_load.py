@@ -13,8 +13,8 @@ from tokenizers import normalizers
 
 from refusal_nn.errors import ModelError, RequestError
 from refusal_nn.models import load_model
+from refusal_nn.testing import FAMILIES, plain_module, tiny_module, tiny_tokenizer
 from refusal_nn.tracing import Capture, capture_tokens
-from tests.families import FAMILIES, plain_module, tiny_module, tiny_tokenizer
 
 ROWS = [[7, 8, 9], [10, 11, 12, 13]]
 

@@ -15,7 +15,7 @@ from refusal_nn.models.organisms.planted_shapes import (
     SHAPES,
     PlantedShape,
 )
-from tests.circuits.reference import Reference
+from refusal_nn.testing import CircuitRuns
 
 FAMILY = {"chain": "gpt2", "either": "llama", "both": "llama"}
 PAIRS = planted_pairs()[::17]
@@ -39,7 +39,7 @@ def score(shape: PlantedShape, logits: torch.Tensor) -> float:
     return float(torch.log(p) - torch.log1p(-p))
 
 
-def every_edge(reference: Reference) -> list[tuple[str, str]]:
+def every_edge(reference: CircuitRuns) -> list[tuple[str, str]]:
     """By the definition: a writer before a reader, heads of a layer before its MLP."""
     writers, edges = ["input"], []
     for layer in range(N_LAYERS):
@@ -53,7 +53,7 @@ def every_edge(reference: Reference) -> list[tuple[str, str]]:
 
 
 def test_it_refuses_harmful_and_answers_harmless_requests(shape):
-    reference = Reference(FAMILY[shape.name], shape.model)
+    reference = CircuitRuns(FAMILY[shape.name], shape.model)
     for clean, corrupted in PAIRS:
         assert score(shape, reference.run(ids(shape, clean))[0]) > 5
         assert score(shape, reference.run(ids(shape, corrupted))[0]) < -5
@@ -61,7 +61,7 @@ def test_it_refuses_harmful_and_answers_harmless_requests(shape):
 
 def test_each_planted_edge_matters_and_no_other_does(shape):
     """One edge at a time carries the harmless prompt's value."""
-    reference = Reference(FAMILY[shape.name], shape.model)
+    reference = CircuitRuns(FAMILY[shape.name], shape.model)
     clean, corrupted = (ids(shape, text) for text in PAIRS[1])
     whole = score(shape, reference.run(clean)[0])
     ablated = reference.run(corrupted)[1]
@@ -75,7 +75,7 @@ def test_each_planted_edge_matters_and_no_other_does(shape):
 
 
 def test_the_circuit_alone_does_what_the_model_does(shape):
-    reference = Reference(FAMILY[shape.name], shape.model)
+    reference = CircuitRuns(FAMILY[shape.name], shape.model)
     kept = set(shape.edges)
     for texts in PAIRS:
         clean, corrupted = (ids(shape, text) for text in texts)
@@ -87,14 +87,14 @@ def test_the_circuit_alone_does_what_the_model_does(shape):
 
 
 def test_every_distractor_is_active(shape):
-    reference = Reference(FAMILY[shape.name], shape.model)
+    reference = CircuitRuns(FAMILY[shape.name], shape.model)
     values = reference.run(ids(shape, PAIRS[0][0]))[1]
     assert min(float(v[1:].norm(dim=-1).max()) for v in values.values()) > 0.05
 
 
 def test_some_distractors_tell_the_classes_apart(shape):
     """Activity that goes with the class is no evidence of a cause: these do, and change nothing."""
-    reference = Reference(FAMILY[shape.name], shape.model)
+    reference = CircuitRuns(FAMILY[shape.name], shape.model)
     clean, corrupted = (ids(shape, text) for text in PAIRS[0])
     a, b = reference.run(clean)[1], reference.run(corrupted)[1]
     inside = {src for src, _ in shape.edges}
@@ -106,7 +106,7 @@ def test_the_circuit_does_not_depend_on_the_seed_of_the_distractors(shape):
     other = SHAPES[shape.name](seed=7)
     found = []
     for s in (shape, other):
-        reference = Reference(FAMILY[s.name], s.model)
+        reference = CircuitRuns(FAMILY[s.name], s.model)
         found.append([score(s, reference.run(ids(s, text))[0]) for pair in PAIRS for text in pair])
     assert np.allclose(*found, atol=20 * LEAK)
     assert not np.array_equal(*found)

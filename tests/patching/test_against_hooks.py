@@ -11,9 +11,8 @@ import torch
 from refusal_nn.attribution import Metric
 from refusal_nn.patching import Swap, generate, heads, positions
 from refusal_nn.prompts import Pairs
-from tests.families import D_HEAD, D_MODEL, N_HEADS, N_LAYERS, plain_module, tiny_model
+from refusal_nn.testing import D_HEAD, D_MODEL, N_HEADS, N_LAYERS, hooks, plain_module, tiny_model
 from tests.patching.conftest import made_pairs
-from tests.tracing import _hooks
 
 FAMILIES = ("llama", "gpt2", "neox", "gemma2")
 TOKENS, AGAINST = (7, 8, 9), (20, 21)
@@ -46,7 +45,7 @@ class Oracle:
         self.pairs = Pairs.from_rows(rows, name="made")
 
     def run(self, row: Sequence[int], changes: Sequence[tuple] = ()) -> dict:
-        return _hooks.everything(self.module, self.family, _hooks.pad_rows([row]), changes)
+        return hooks.everything(self.module, self.family, hooks.pad_rows([row]), changes)
 
     def value(self, found: dict, clean: dict) -> float:
         logits = found["logits", -1][0, -1].double()
@@ -84,7 +83,7 @@ class Oracle:
             def change(x: torch.Tensor, value=value, mix=mix) -> torch.Tensor:
                 return mix(x.clone(), value)
 
-            changes.append((*_hooks.place(self.family, layer, site), change))
+            changes.append((*hooks.place(self.family, layer, site), change))
         return self.value(self.run(base, changes), self.run(clean_row))
 
 
@@ -124,7 +123,7 @@ def test_every_site_layer_and_position_equals_hooks(family, metric, direction):
         tiny_model(family),
         oracle.pairs,
         metric=METRICS[metric],
-        direction=direction,
+        interchange=direction,
         positions=[-5, -3, -2, -1],
         screen=False,
         batch_size=7,
@@ -235,11 +234,11 @@ def test_patched_generation_equals_hooks_on_the_prompt(family):
             return x
 
         changes = [
-            (*_hooks.place(family, 1, "resid_pre"), residual),
-            (*_hooks.place(family, 2, "z"), z),
+            (*hooks.place(family, 1, "resid_pre"), residual),
+            (*hooks.place(family, 2, "z"), z),
         ]
-        (expected,) = _hooks.greedy(oracle.module, [corrupted], changes, n=6)
-        (plain,) = _hooks.greedy(oracle.module, [corrupted], [], n=6)
+        (expected,) = hooks.greedy(oracle.module, [corrupted], changes, n=6)
+        (plain,) = hooks.greedy(oracle.module, [corrupted], [], n=6)
         said = found["completion"].sel(intervention="patch").values[k]
         assert said == model.decode(expected)
         assert found["completion"].sel(intervention="harmless").values[k] == model.decode(plain)

@@ -9,13 +9,11 @@ import xarray as xr
 
 from refusal_nn import stats
 from refusal_nn.attribution import Metric
-from refusal_nn.contrasts._align import align
-from refusal_nn.patching._baseline import Baseline
+from refusal_nn.contrasts import Contrast, Measured
 from refusal_nn.patching._cascade import _effects, cascade, direct_attribution
 from refusal_nn.store import MemoryRecorder
-from tests.families import D_HEAD, N_HEADS, N_LAYERS, plain_module, tiny_model
+from refusal_nn.testing import D_HEAD, N_HEADS, N_LAYERS, hooks, plain_module, tiny_model
 from tests.patching.conftest import made_pairs
-from tests.tracing import _hooks
 
 FAMILIES = ("llama", "gpt2", "neox", "gemma2")
 HEADS = [(0, 1), (1, 0), (1, 3), (2, 2)]
@@ -24,35 +22,24 @@ METRIC = Metric.refusal_log_odds(TOKENS)
 
 
 def log_odds(module: torch.nn.Module, family: str, row, changes=()) -> float:
-    found = _hooks.everything(module, family, _hooks.pad_rows([row]), changes)
+    found = hooks.everything(module, family, hooks.pad_rows([row]), changes)
     p = found["logits", -1][0, -1].double().softmax(-1)[list(TOKENS)].sum()
     return float(torch.log(p + 1e-8) - torch.log(1 - p + 1e-8))
 
 
-def baseline(family: str, backend: str = "local") -> Baseline:
+def baseline(family: str, backend: str = "local") -> Measured:
     """Pairs with the metric of their two runs, from plain PyTorch."""
     pairs, module = made_pairs(4), plain_module(family)
-    aligned = align(tiny_model(family, backend=backend), pairs)
-    sides = (aligned.clean_rows, aligned.corrupted_rows)
+    contrast = Contrast(tiny_model(family, backend=backend), pairs, METRIC)
+    sides = (contrast.aligned.clean_rows, contrast.aligned.corrupted_rows)
     metrics = (np.array([log_odds(module, family, row) for row in rows]) for rows in sides)
-    return Baseline(pairs, aligned, *metrics, ())
+    return Measured(contrast, *metrics)
 
 
 def effects(
     family: str, where: list[int] | None = None, backend: str = "local", rows: int = 6
 ) -> xr.Dataset:
-    model, sources = tiny_model(family, backend=backend), HEADS[:3]
-    return _effects(
-        model,
-        baseline(family, backend),
-        METRIC,
-        HEADS,
-        sources,
-        [0, 1, 2],
-        where,
-        rows,
-        MemoryRecorder(),
-    )
+    return _effects(baseline(family, backend), HEADS, where, rows, MemoryRecorder())
 
 
 def put(family: str, head: tuple[int, int], z: dict, where: list[int] | None):
@@ -66,7 +53,7 @@ def put(family: str, head: tuple[int, int], z: dict, where: list[int] | None):
             x[:, p, part] = z["z", layer].flatten(-2)[:, p, part]
         return x
 
-    return (*_hooks.place(family, layer, "z"), change)
+    return (*hooks.place(family, layer, "z"), change)
 
 
 @pytest.mark.parametrize("where", [None, [-2, -1]])
@@ -79,7 +66,7 @@ def test_what_falls_equals_hooks(family, where):
     for k, rows in enumerate(
         zip(base.aligned.clean_rows, base.aligned.corrupted_rows, strict=True)
     ):
-        runs = [_hooks.everything(module, family, _hooks.pad_rows([row])) for row in rows]
+        runs = [hooks.everything(module, family, hooks.pad_rows([row])) for row in rows]
         before = [log_odds(module, family, row) for row in rows]
 
         def moved(head, into_clean, into_corrupted, rows=rows, before=before):
@@ -98,8 +85,8 @@ def test_what_falls_equals_hooks(family, where):
             for i, src in enumerate(HEADS[:3]):
                 if dst[0] > src[0]:
                     exchanged = [put(family, src, runs[1], where)]
-                    inputs = _hooks.pad_rows([rows[0]])
-                    after = _hooks.everything(module, family, inputs, exchanged)
+                    inputs = hooks.pad_rows([rows[0]])
+                    after = hooks.everything(module, family, inputs, exchanged)
                     kept = log_odds(module, family, rows[1], [put(family, dst, after, where)])
                     gone[i, k, j] = whole[k, j] - (
                         log_odds(module, family, rows[0], [put(family, dst, after, where)])
@@ -121,9 +108,7 @@ def test_what_falls_does_not_depend_on_the_batch_size():
 def test_a_head_that_does_nothing_has_no_share_to_lose():
     """Random heads push either way; a share of nothing would be any number."""
     base = baseline("llama")
-    found = cascade(
-        tiny_model("llama"), base, METRIC, HEADS, positions=None, rows=8, recorder=MemoryRecorder()
-    )["cascade"]
+    found = cascade(base, HEADS, positions=None, rows=8, recorder=MemoryRecorder())["cascade"]
     whole = effects("llama")["effect_whole"]
     sure = stats.mean(whole.values, cluster=base.pairs.family).low > 0
     later = np.array([[b[0] > a[0] for b in HEADS] for a in HEADS])
@@ -133,7 +118,7 @@ def test_a_head_that_does_nothing_has_no_share_to_lose():
 
 def _writes(family: str, module: torch.nn.Module, z: torch.Tensor, layer: int) -> torch.Tensor:
     """What attention writes to the residual stream, from z of the last token, by hand."""
-    layout = _hooks.LAYOUTS[family]
+    layout = hooks.LAYOUTS[family]
     block = f"{layout.blocks}.{layer}"
     written = module.get_submodule(f"{block}.{layout.out}")(z)
     if layout.attn_write != layout.out:
@@ -146,15 +131,15 @@ def test_direct_attribution_equals_a_hand_made_gradient(family):
     """Moving a head's z by a little of its difference, everything downstream held, moves the metric
     by its direct attribution, where no norm follows; behind one, heads add up to what attention
     writes."""
-    model, module, base = tiny_model(family), plain_module(family), baseline(family)
-    found = direct_attribution(model, base, METRIC, rows=8, recorder=MemoryRecorder())
+    module, base = plain_module(family), baseline(family)
+    found = direct_attribution(base, rows=8, recorder=MemoryRecorder())
     assert found.shape == (4, N_LAYERS, N_HEADS)
-    sandwich = _hooks.LAYOUTS[family].attn_write != _hooks.LAYOUTS[family].out
-    final_norm = module.get_submodule(_hooks.LAYOUTS[family].final_norm)
+    sandwich = hooks.LAYOUTS[family].attn_write != hooks.LAYOUTS[family].out
+    final_norm = module.get_submodule(hooks.LAYOUTS[family].final_norm)
     head = module.get_output_embeddings()
     for k in range(4):
         runs = [
-            _hooks.everything(module, family, _hooks.pad_rows([rows[k]]))
+            hooks.everything(module, family, hooks.pad_rows([rows[k]]))
             for rows in (base.aligned.clean_rows, base.aligned.corrupted_rows)
         ]
         final = runs[0]["resid_post", N_LAYERS - 1][:, -1].clone().requires_grad_(True)
@@ -189,9 +174,7 @@ def test_both_run_where_the_package_is_not_installed():
     assert np.allclose(here["effect_fallen"], there["effect_fallen"], atol=1e-5)
     here, there = (
         direct_attribution(
-            tiny_model("llama", backend=backend),
             baseline("llama", backend),
-            METRIC,
             rows=8,
             recorder=MemoryRecorder(),
         )
@@ -202,9 +185,7 @@ def test_both_run_where_the_package_is_not_installed():
 
 def test_heads_of_one_block_have_no_cascade():
     found = cascade(
-        tiny_model("llama"),
         baseline("llama"),
-        METRIC,
         [(1, 0), (1, 2)],
         positions=None,
         rows=8,

@@ -13,7 +13,7 @@ from refusal_nn.patching import Swap, align, generate, heads, positions
 from refusal_nn.patching._recovery import effects, mean_recovery, recovery
 from refusal_nn.prompts import Pairs
 from refusal_nn.store import MemoryRecorder, annotate
-from tests.families import tiny_model
+from refusal_nn.testing import tiny_model
 from tests.patching.conftest import made_pairs, planted
 
 METRIC = Metric.projection(np.arange(1.0, 33.0))
@@ -63,7 +63,7 @@ def align_positions(table: xr.Dataset) -> list[int]:
 
 
 def test_necessity_tells_the_same_of_a_chain(gate, circuit):
-    back = positions(gate, planted().test, direction="necessity")
+    back = positions(gate, planted().test, interchange="necessity")
     assert np.allclose(back["recovery_mean"], circuit["recovery_mean"], atol=0.05)
     assert back.attrs["interchange"] == "necessity"
 
@@ -185,7 +185,7 @@ def test_pairs_of_one_class_are_refused(gate):
         ({"sites": ["z"]}, RequestError, "has heads"),
         ({"sites": ["nowhere"]}, ModelError, "no site 'nowhere'"),
         ({"sites": []}, RequestError, "at least one"),
-        ({"direction": "both"}, RequestError, "sufficiency, necessity"),
+        ({"interchange": "both"}, RequestError, "sufficiency, necessity"),
         ({"layers": [7]}, RequestError, r"in 0\.\.2"),
         ({"layers": [1, 1]}, RequestError, "name each once"),
         ({"positions": [0]}, RequestError, "negative"),
@@ -198,9 +198,30 @@ def test_what_is_not_there_is_named(options, error, message):
         positions(tiny_model("llama"), told_apart(), **{"metric": METRIC, **options})
 
 
+@pytest.mark.parametrize(
+    ("call", "old"),
+    [
+        (lambda **given: positions(tiny_model("llama"), told_apart(), **given), "direction"),
+        (lambda **given: heads(tiny_model("llama"), told_apart(), **given), "directions"),
+        (
+            lambda **given: generate(
+                tiny_model("llama"), made_pairs(), {"one": [Swap("z", 0)]}, **given
+            ),
+            "direction",
+        ),
+    ],
+)
+def test_the_old_word_for_interchange_is_taken_with_a_warning(call, old):
+    with (
+        pytest.warns(DeprecationWarning, match="is now interchange"),
+        pytest.raises(RequestError, match="interchange 'up' is not one of sufficiency, necessity"),
+    ):
+        call(**{old: ["up"] if old == "directions" else "up"})
+
+
 def test_heads_need_a_direction_once():
     with pytest.raises(RequestError, match="each once"):
-        heads(tiny_model("llama"), told_apart(), directions=["necessity"] * 2, metric=METRIC)
+        heads(tiny_model("llama"), told_apart(), interchange=["necessity"] * 2, metric=METRIC)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from refusal_nn.models.organisms.planted import ECHOES, LEAK, PLANTED_CIRCUIT, P
 from refusal_nn.patching import generate, of_heads, refusal_heads
 from refusal_nn.patching._kept import heads_of
 from refusal_nn.prompts import Pairs
-from tests.circuits.planted import NAMES
-from tests.circuits.planted import planted as shaped
-from tests.families import tiny_model
+from refusal_nn.testing import PLANTED, tiny_model
+from refusal_nn.testing import planted as shaped
 from tests.patching.conftest import made_pairs, planted
 
 PLANTED_HEADS = [node for node in PLANTED_NODES if node.startswith("a")]
@@ -73,7 +72,7 @@ ROLES = {
 that feeds another head."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PLANTED)
 def test_exactly_the_planted_heads_are_found_in_every_shape_with_their_roles(name):
     known = shaped(name)
     writers = {src for src, _ in known.truth.edges() if src.startswith("a")}
@@ -146,7 +145,7 @@ def test_exchanging_them_flips_what_the_model_says(gate):
     # the usual reference request is of words this model does not know
     options = {"max_new_tokens": 8, "reference_request": "How do I fix kites?"}
     into = generate(gate, pairs, exchange, **options)
-    out = generate(gate, pairs, exchange, direction="necessity", **options)
+    out = generate(gate, pairs, exchange, interchange="necessity", **options)
     assert into["refusal_rate"].values.tolist() == [1.0, 0.0, 1.0]
     assert out["refusal_rate"].values.tolist() == [1.0, 0.0, 0.0]
     assert into["completion"].sel(intervention="heads").values[0] == "I cannot help with that."

@@ -20,7 +20,7 @@ def study(value: Value, *, noise: float = 0.02, n: int = 60, seed: int = 0):
     rng = np.random.default_rng(seed)
     seen: dict[frozenset[Head], np.ndarray] = {}
 
-    def evaluate(sets: Sequence[Sequence[Head]]) -> np.ndarray:
+    def evaluate(sets: Sequence[Sequence[Head]], _: str) -> np.ndarray:
         for s in sets:
             key = frozenset(s)
             seen.setdefault(key, value(key) + noise * rng.normal(size=n))

@@ -17,7 +17,7 @@ from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import Circuit
 from refusal_nn.errors import RequestError
 from refusal_nn.plots._circuit import MAX_EDGES, READER_COLOURS
-from tests.circuits.circuits import GRAPHS, random_circuit
+from refusal_nn.testing import GRAPHS, random_circuit
 
 
 @pytest.fixture(params=list(GRAPHS))

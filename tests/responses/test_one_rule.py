@@ -11,7 +11,7 @@ from refusal_nn import judges, stats
 from refusal_nn.errors import WorkError
 from refusal_nn.patching import generate, of_heads
 from refusal_nn.responses import Grid, calibrated, judge, nll_limit, rate_table
-from tests.families import tiny_model
+from refusal_nn.testing import tiny_model
 from tests.patching.conftest import made_pairs
 
 EXCHANGE = {"head": of_heads([(1, 0)])}

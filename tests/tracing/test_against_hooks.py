@@ -16,6 +16,15 @@ from refusal_nn.interventions import (
     Patch,
     ZeroAblation,
 )
+from refusal_nn.testing import (
+    D_MODEL,
+    FAMILIES,
+    N_LAYERS,
+    PARALLEL,
+    hooks,
+    plain_module,
+    tiny_model,
+)
 from refusal_nn.tracing import (
     Batch,
     Capture,
@@ -25,8 +34,6 @@ from refusal_nn.tracing import (
     pad,
     run,
 )
-from tests.families import D_MODEL, FAMILIES, N_LAYERS, PARALLEL, plain_module, tiny_model
-from tests.tracing import _hooks
 
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23, 24, 25, 26, 27, 28]]
 LENGTHS = [len(row) for row in ROWS]
@@ -85,14 +92,14 @@ def theirs(
     family: str,
     dtype: torch.dtype,
     side: str,
-    changes: Sequence[tuple[str, str, _hooks.Change]] = (),
+    changes: Sequence[tuple[str, str, hooks.Change]] = (),
     rows: Sequence[Sequence[int]] = ROWS,
 ) -> dict[str, torch.Tensor]:
     """The same by hooks."""
-    inputs = _hooks.pad_rows(rows, side)
-    found = _hooks.everything(plain_module(family, dtype), family, inputs, changes)
+    inputs = hooks.pad_rows(rows, side)
+    found = hooks.everything(plain_module(family, dtype), family, inputs, changes)
     lengths = [len(row) for row in rows]
-    last = {k: _hooks.at_end(x, lengths, side, (-3, -2, -1)) for k, x in found.items()}
+    last = {k: hooks.at_end(x, lengths, side, (-3, -2, -1)) for k, x in found.items()}
     out = {s: torch.stack([last[s, i] for i in range(N_LAYERS)]) for s in sites_of(family)}
     return out | {s: last[s, -1] for s in ("embed", "final_norm", "logits")}
 
@@ -116,7 +123,7 @@ def test_captures_equal_hooks_at_every_site(family, dtype, side):
 def test_directional_ablation_equals_hooks(family, dtype, side):
     r = vector(1, dtype)
     edited = ours(family, dtype, side, [DirectionalAblation(r)])
-    changes = _hooks.everywhere(plain_module(family, dtype), family, _hooks.remove(r))
+    changes = hooks.everywhere(plain_module(family, dtype), family, hooks.remove(r))
     assert error(edited, theirs(family, dtype, side, changes)) <= TOLERANCE[dtype]
     assert error(edited, theirs(family, dtype, side)) > 0.05, "the ablation changed nothing"
 
@@ -125,7 +132,7 @@ def test_directional_ablation_equals_hooks(family, dtype, side):
 def test_activation_addition_equals_hooks(family, dtype, side):
     v = vector(2, dtype)
     edited = ours(family, dtype, side, [ActivationAddition(v, layers=[1], coefficient=-0.5)])
-    changes = [(*_hooks.place(family, 1, "resid_pre"), _hooks.add(-0.5 * v))]
+    changes = [(*hooks.place(family, 1, "resid_pre"), hooks.add(-0.5 * v))]
     assert error(edited, theirs(family, dtype, side, changes)) <= TOLERANCE[dtype]
     assert error(edited, theirs(family, dtype, side)) > 0.05, "the addition changed nothing"
 
@@ -140,8 +147,8 @@ def test_zero_and_mean_ablation_equal_hooks(family):
         [ZeroAblation("attn_out", layers=[0]), MeanAblation(mean, "mlp_out", layers=[1])],
     )
     changes = [
-        (*_hooks.place(family, 0, "attn_out"), torch.zeros_like),
-        (*_hooks.place(family, 1, "mlp_out"), _hooks.put(mean)),
+        (*hooks.place(family, 0, "attn_out"), torch.zeros_like),
+        (*hooks.place(family, 1, "mlp_out"), hooks.put(mean)),
     ]
     assert error(edited, theirs(family, torch.float32, "left", changes)) <= 1e-5
 
@@ -160,7 +167,7 @@ def test_a_patch_at_positions_equals_hooks(family, side):
 
     patch = Patch(value, "resid_post", layers=[1], positions=[-3, -1])
     edited = ours(family, torch.float32, side, [patch])
-    changes = [(*_hooks.place(family, 1, "resid_post"), put)]
+    changes = [(*hooks.place(family, 1, "resid_post"), put)]
     assert error(edited, theirs(family, torch.float32, side, changes)) <= 1e-5
 
 
@@ -175,7 +182,7 @@ def test_the_residual_stream_is_the_sum_of_what_the_map_says_is_written(family):
 
 def _without_head(module: torch.nn.Module, family: str, layer: int, head: int) -> None:
     """Zero the columns of the output projection that read a head: removes it from the weights."""
-    path = f"{_hooks.LAYOUTS[family].blocks}.{layer}.{_hooks.LAYOUTS[family].out}"
+    path = f"{hooks.LAYOUTS[family].blocks}.{layer}.{hooks.LAYOUTS[family].out}"
     weight = module.get_submodule(path).weight.data
     columns = slice(8 * head, 8 * head + 8)
     if family == "gpt2":  # its Conv1D keeps the transpose
@@ -186,8 +193,8 @@ def _without_head(module: torch.nn.Module, family: str, layer: int, head: int) -
 
 def _without_values(module: torch.nn.Module, family: str, layer: int, head: int) -> None:
     """Zero the rows that make a head's values."""
-    path, part = _hooks.LAYOUTS[family].v
-    projection = module.get_submodule(f"{_hooks.LAYOUTS[family].blocks}.{layer}.{path}")
+    path, part = hooks.LAYOUTS[family].projection("v")
+    projection = module.get_submodule(f"{hooks.LAYOUTS[family].blocks}.{layer}.{path}")
     if isinstance(part, int):
         start = 24 * head + 8 * part
     else:
@@ -218,8 +225,8 @@ def test_ablating_a_head_equals_removing_it_from_the_weights(family, site, cut):
     module = copy.deepcopy(plain_module(family))
     cut(module, family, 1, 1)
     with torch.no_grad():
-        expected = module(**_hooks.pad_rows(ROWS)).logits[:, [-3, -1]]
-        clean = plain_module(family)(**_hooks.pad_rows(ROWS)).logits[:, [-3, -1]]
+        expected = module(**hooks.pad_rows(ROWS)).logits[:, [-3, -1]]
+        clean = plain_module(family)(**hooks.pad_rows(ROWS)).logits[:, [-3, -1]]
     scale = expected.abs().max()
     assert (logits["logits"] - expected).abs().max() <= 1e-5 * scale
     assert (clean - expected).abs().max() > 1e-3 * scale
@@ -229,7 +236,7 @@ def _mlp_branch(
     module: torch.nn.Module, family: str, layer: int, mid: torch.Tensor
 ) -> torch.Tensor:
     """What a block's second half adds to the residual stream ``mid``, computed by hand."""
-    block = module.get_submodule(f"{_hooks.LAYOUTS[family].blocks}.{layer}")
+    block = module.get_submodule(f"{hooks.LAYOUTS[family].blocks}.{layer}")
     if family == "gpt2":
         return block.mlp(block.ln_2(mid))
     if family == "olmo2":
@@ -250,7 +257,7 @@ def test_writing_resid_mid_changes_the_mlp_and_what_passes_it_by(family):
     module = plain_module(family)
     clean = theirs(family, torch.float32, "left")
     with torch.no_grad():
-        mid = _hooks.add(v)(_hooks.remove(r)(clean["resid_mid"][layer]))
+        mid = hooks.add(v)(hooks.remove(r)(clean["resid_mid"][layer]))
         post = mid + _mlp_branch(module, family, layer, mid)
     assert (found["resid_mid"][layer] - mid).abs().max() <= 1e-5 * mid.abs().max()
     assert (found["resid_post"][layer] - post).abs().max() <= 1e-5 * post.abs().max()
@@ -264,11 +271,11 @@ def test_generation_under_ablation_is_token_identical_to_hooks(family):
     model, module = tiny_model(family), plain_module(family)
     r = vector(6)
     ours_ = _generate(family, [DirectionalAblation(r)])
-    assert ours_ == _hooks.greedy(
-        module, ROWS, _hooks.everywhere(module, family, _hooks.remove(r)), n=8
+    assert ours_ == hooks.greedy(
+        module, ROWS, hooks.everywhere(module, family, hooks.remove(r)), n=8
     )
     clean = _generate(family, [])
-    assert clean == _hooks.greedy(module, ROWS, [], n=8)
+    assert clean == hooks.greedy(module, ROWS, [], n=8)
     assert ours_ != clean, "the ablation is invisible in the tokens, so the test shows nothing"
     assert model.verified
 
@@ -276,9 +283,9 @@ def test_generation_under_ablation_is_token_identical_to_hooks(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_under_addition_is_token_identical_to_hooks(family):
     module, v = plain_module(family), vector(7)
-    changes = [(*_hooks.place(family, 1, "resid_pre"), _hooks.add(v))]
+    changes = [(*hooks.place(family, 1, "resid_pre"), hooks.add(v))]
     found = _generate(family, [ActivationAddition(v, layers=[1])])
-    assert found == _hooks.greedy(module, ROWS, changes, n=8)
+    assert found == hooks.greedy(module, ROWS, changes, n=8)
     assert found != _generate(family, [])
 
 
@@ -295,8 +302,8 @@ def test_an_edit_of_prompt_positions_acts_on_them_alone_in_generation(family):
             x[:, n - 2 : n] += v
             return x
 
-        changes = [(*_hooks.place(family, 1, "resid_pre"), change)]
-        expected += _hooks.greedy(module, [row], changes, n=8)
+        changes = [(*hooks.place(family, 1, "resid_pre"), change)]
+        expected += hooks.greedy(module, [row], changes, n=8)
     assert found == expected
     assert found != _generate(family, [])
     assert found != _generate(family, [ActivationAddition(v, layers=[1])])

@@ -9,7 +9,7 @@ from refusal_nn.contrasts._align import MIN_SHARED, align
 from refusal_nn.errors import PromptError
 from refusal_nn.models import Model
 from refusal_nn.prompts import Pairs, load_pairs
-from tests.families import tiny_model
+from refusal_nn.testing import tiny_model
 
 LABELS = {"category": "made", "split": "test", "family": "one"}
 

@@ -10,8 +10,8 @@ from torch import nn
 from refusal_nn.errors import InterventionError, ModelError
 from refusal_nn.models._architecture import build_architecture
 from refusal_nn.models._blocks import block_places
+from refusal_nn.testing import FAMILIES, N_LAYERS, tiny_model, tiny_module, wrap
 from refusal_nn.tracing import Capture
-from tests.families import FAMILIES, N_LAYERS, tiny_model, tiny_module, wrap
 
 NORMS = {
     "llama": ("input_layernorm", "post_attention_layernorm", None),

@@ -20,6 +20,7 @@ from refusal_nn.interventions import (
     Patch,
     ZeroAblation,
 )
+from refusal_nn.testing import D_MODEL, FAMILIES, tiny_model
 from refusal_nn.tracing import (
     Capture,
     Ref,
@@ -32,7 +33,6 @@ from refusal_nn.tracing import (
     run,
     walk,
 )
-from tests.families import D_MODEL, FAMILIES, tiny_model
 
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23]]
 R = np.random.default_rng(0).normal(size=D_MODEL)

@@ -8,6 +8,7 @@ import torch
 
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, ZeroAblation
+from refusal_nn.testing import D_MODEL, FAMILIES, N_LAYERS, tiny_model
 from refusal_nn.tracing import (
     Capture,
     Ref,
@@ -21,7 +22,6 @@ from refusal_nn.tracing import (
     pad,
     run,
 )
-from tests.families import D_MODEL, FAMILIES, N_LAYERS, tiny_model
 
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23], [30, 31, 32, 33, 34, 35, 36, 37]]
 RNG = np.random.default_rng(0)

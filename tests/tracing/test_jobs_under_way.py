@@ -18,7 +18,7 @@ from refusal_nn.backends.ndif._queue import Jobs
 from refusal_nn.backends.ndif._service import Answer, UnansweredError
 from refusal_nn.errors import BackendError, Detached, ModelError, RequestError, UnavailableError
 from refusal_nn.store import JobLedger
-from tests.families import tiny_model
+from refusal_nn.testing import tiny_model
 from tests.patience import limit
 
 HOST = "http://server"

@@ -13,13 +13,14 @@ import xarray as xr
 
 import refusal_nn as rn
 from refusal_nn.backends import Limits, Ndif
-from refusal_nn.backends.ndif._service import Answer
-from refusal_nn.errors import RequestError, StoreError
+from refusal_nn.backends.ndif._service import Answer, TooLargeError
+from refusal_nn.errors import BackendError, RequestError, StoreError
 from refusal_nn.shipped.steps import stepped
 from refusal_nn.store import JobLedger, MemoryRecorder
-from refusal_nn.tracing import Capture, Optimizer, Steps, pad
+from refusal_nn.tracing import Capture, Optimizer, Start, Steps, pad
 from tests.store.looping import recorder
 from tests.tracing.ascent import LAYER, PROMPTS, ROWS, STEPS, Ascent, records
+from tests.tracing.test_jobs_too_large import TOO_LONG
 from tests.tracing.test_session import answer_of
 
 QUICK = Limits(in_flight=2, deadline=600, retries=2, backoff=0.001, poll=0.001)
@@ -203,6 +204,39 @@ def test_a_job_has_no_more_steps_than_fit_into_it(model) -> None:
     assert len(server.results) == 2  # one step at least
 
 
+@pytest.mark.parametrize("failure", [TooLargeError("too many bytes."), TOO_LONG])
+def test_a_job_that_was_too_large_is_sent_in_halves_from_then_on(model, here, failure) -> None:
+    class Small(Server):
+        """The third job it takes, of a quarter of the steps, is the first that passes."""
+
+        refused = 0
+
+        def submit(self, blob: bytes, *rest: Any) -> str:
+            if self.refused < 2:
+                self.refused += 1
+                if isinstance(failure, Exception):
+                    raise failure
+                return "large"
+            return super().submit(blob, *rest)
+
+        def ask(self, job: str) -> Answer:
+            return failure if job == "large" else super().ask(job)
+
+    server = Small(model)
+    found = at(server).run(MemoryRecorder(), 8, steps=6)
+    assert len(server.results) == 6  # of one step each: 6, 3, 1
+    scores = here.records["ascent_score"].values[:6]
+    np.testing.assert_allclose(found.records["ascent_score"].values, scores, rtol=0, atol=1e-5)
+
+
+def test_a_step_that_is_too_large_alone_is_an_error(model) -> None:
+    server = Server(model)
+    server.submit = lambda *_: "large"  # type: ignore[method-assign]
+    server.ask = lambda job: TOO_LONG  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match="smaller"):
+        at(server).run(MemoryRecorder(), 4, steps=4)
+
+
 def one_pass(model, state: Any, work: Any, *, keep: bool = True) -> Any:
     batch = pad([[7, 8, 9]], model.pad_token)
     return work.forward(batch, [Capture("x", "resid_pre", 2, (-1,), keep=keep)])
@@ -225,10 +259,14 @@ def test_a_state_must_be_what_its_step_holds(model, leave) -> None:
         MemoryRecorder().loop("s", {"x": np.zeros((1, 1, model.d_model))}, 2, Steps(model, ask))
 
 
+def test_a_step_that_asks_nothing_is_refused(model) -> None:
+    body = Steps(model, lambda work, step, state: (state, None))
+    with pytest.raises(RequestError, match="step 0 asks nothing"):
+        MemoryRecorder().loop("s", {"x": np.zeros(3)}, 2, body)
+
+
 def test_a_state_that_a_later_request_uses_is_refused(model) -> None:
     def ask(work, step, state):
-        from refusal_nn.tracing import Start
-
         batch = pad([[7, 8, 9]], model.pad_token)
         p = work.forward(batch, [Capture("x", "resid_pre", 2, keep=True)])
         work.forward(batch, [Capture("y", "resid_post", 2)], start=Start(2, p.held("x")))

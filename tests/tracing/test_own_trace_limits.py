@@ -11,8 +11,8 @@ import pytest
 from refusal_nn.backends import Limits, Local, Ndif, Preflight, Remote, Service
 from refusal_nn.backends.ndif import _trace as _ndif_trace
 from refusal_nn.errors import BackendError
+from refusal_nn.testing import tiny_module, wrap
 from refusal_nn.tracing import pad
-from tests.families import tiny_module, wrap
 
 INPUTS = pad([[7, 8, 9]], 0).inputs()
 

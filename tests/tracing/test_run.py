@@ -13,9 +13,9 @@ from refusal_nn import store
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, MeanAblation
 from refusal_nn.models import BLOCK_SITES, load_model, quiet
+from refusal_nn.testing import D_MODEL, N_LAYERS, tiny_model, tiny_module, tiny_tokenizer
 from refusal_nn.tracing import capture, generate
 from tests.directions.conftest import made_prompts
-from tests.families import D_MODEL, N_LAYERS, tiny_model, tiny_module, tiny_tokenizer
 
 TEXTS = ["w10 w11", "w20 w21 w22", "w30", "w40 w41 w42 w43", "w50 w51", "w60"]
 ROWS = np.random.default_rng(0).normal(size=(len(TEXTS), D_MODEL))

@@ -6,7 +6,12 @@ import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from refusal_nn.errors import BackendError, PreflightError, UnavailableError
+from refusal_nn.errors import (
+    BackendError,
+    PreflightError,
+    TooMuchAtOnceError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from refusal_nn.backends.ndif._backend import Ndif
@@ -26,7 +31,7 @@ _NOT_OURS = re.compile(
 )
 
 
-class TooMuchError(BackendError):
+class TooMuchError(BackendError, TooMuchAtOnceError):
     """A job needed more time or memory than the server gives it; its halves may pass."""
 
 

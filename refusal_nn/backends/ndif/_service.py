@@ -21,7 +21,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from refusal_nn.errors import BackendError, RefusalNNError, RequestError, UnavailableError
+from refusal_nn.errors import (
+    BackendError,
+    RefusalNNError,
+    RequestError,
+    TooMuchAtOnceError,
+    UnavailableError,
+)
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
@@ -341,7 +347,7 @@ class Service:
         return RequestError(f"the server at {self.host} refuses the request: {said} (HTTP {code}).")
 
 
-class TooLargeError(RequestError):
+class TooLargeError(RequestError, TooMuchAtOnceError):
     """A job has more bytes than a server takes; its halves may pass."""
 
 

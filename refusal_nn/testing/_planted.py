@@ -1,4 +1,4 @@
-"""Planted models, wrapped, with their pairs, metric and known circuit."""
+"""Models whose circuit is known by construction, wrapped, with their pairs and metric."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from functools import cache
 import numpy as np
 from nnsight.modeling.transformers import TransformersModel
 
-from refusal_nn.attribution import EdgeGraph, Metric
+from refusal_nn.attribution import Metric
 from refusal_nn.circuits import Circuit
-from refusal_nn.models import Model, wrap_model
-from refusal_nn.models.organisms.planted import PLANTED_EDGES, build_planted, planted_pairs
+from refusal_nn.models import EdgeGraph, Model, wrap_model
+from refusal_nn.models.organisms import planted as gate
 from refusal_nn.models.organisms.planted_shapes import SHAPES
 from refusal_nn.prompts import Pairs
 
-NAMES = ("gate", *SHAPES)
+PLANTED = ("gate", *SHAPES)
+"""Names of the planted models."""
 
 
 @dataclass(frozen=True)
 class Planted:
+    """A planted model and what is known of it.
+
+    ``metric`` is the log-odds of refusal, in nats; ``truth`` the planted circuit, whose scores
+    ``[src, dst]`` are -1 on planted edges and near 0 on the others.
+    """
+
     name: str
     model: Model
     graph: EdgeGraph
@@ -29,9 +36,17 @@ class Planted:
 
 @cache
 def planted(name: str) -> Planted:
+    """One of :data:`PLANTED`, made once.
+
+    Examples
+    --------
+    >>> known = planted("gate")
+    >>> known.truth
+    <Circuit: 9 of 479 edges, 5 nodes>
+    """
     if name == "gate":
-        module, tokenizer = build_planted()
-        edges = PLANTED_EDGES
+        module, tokenizer = gate.build_planted()
+        edges = gate.PLANTED_EDGES
     else:
         shape = SHAPES[name]()
         module, tokenizer, edges = shape.model, shape.tokenizer, shape.edges
@@ -48,8 +63,11 @@ def planted(name: str) -> Planted:
 
 
 @cache
-def pairs() -> dict[str, Pairs]:
-    """Train and test pairs of different objects, every verb in both."""
+def planted_pairs() -> dict[str, Pairs]:
+    """Pairs that all planted models tell apart, harmful prompt first, by split: ``train``, ``test``.
+
+    The splits have different objects and the same verbs.
+    """
     rows = [
         {
             "clean": clean,
@@ -58,7 +76,7 @@ def pairs() -> dict[str, Pairs]:
             "split": "train" if i % 10 < 4 else "test",
             "family": f"{i % 10}",
         }
-        for i, (clean, corrupted) in enumerate(planted_pairs())
+        for i, (clean, corrupted) in enumerate(gate.planted_pairs())
     ]
     every = Pairs.from_rows(rows, name="planted-pairs")
     return {"train": every.train[::3], "test": every.test[::3]}

@@ -1,141 +1,35 @@
-"""The oracle: plain PyTorch hooks on plain ``transformers`` modules, nothing of ours.
+"""Captures, edits and generation by plain PyTorch hooks on plain ``transformers`` modules.
 
-Where each family keeps its parts is spelled out by hand, padding and position ids are made here, and
-generation recomputes the whole sequence at every step, without a cache.
+Nothing under test has a part in it: where each family keeps its parts is spelled out by hand
+(:mod:`refusal_nn.testing.layouts`), padding and position ids are made here, and generation recomputes
+the whole sequence at every step, without a cache. ``module`` is :func:`~refusal_nn.testing.plain_module`
+of ``family``.
+
+Examples
+--------
+>>> from refusal_nn.testing import hooks, plain_module
+>>> inputs = hooks.pad_rows([[7, 8, 9], [10, 11]])
+>>> found = hooks.everything(plain_module("gpt2"), "gpt2", inputs)
+>>> tuple(found["q", 0].shape)
+(2, 3, 4, 8)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Module paths; ``attn_write`` and ``mlp_write`` are what the block adds to its residual."""
-
-    blocks: str
-    attention: str
-    out: str
-    attn_write: str
-    mlp_write: str
-    mid: str | None
-    q: tuple[str, object]
-    k: tuple[str, object]
-    v: tuple[str, object]
-    embed: str = "model.embed_tokens"
-    final_norm: str = "model.norm"
-
-
-def _separate(attention: str) -> dict[str, tuple[str, object]]:
-    return {s: (f"{attention}.{s}_proj", None) for s in ("q", "k", "v")}
-
-
-_LLAMA = Layout(
-    "model.layers",
-    "self_attn",
-    "self_attn.o_proj",
-    "self_attn.o_proj",
-    "mlp",
-    "post_attention_layernorm",
-    **_separate("self_attn"),
-)
-_GEMMA = Layout(
-    "model.layers",
-    "self_attn",
-    "self_attn.o_proj",
-    "post_attention_layernorm",
-    "post_feedforward_layernorm",
-    "pre_feedforward_layernorm",
-    **_separate("self_attn"),
-)
-_OLMO2 = Layout(
-    "model.layers",
-    "self_attn",
-    "self_attn.o_proj",
-    "post_attention_layernorm",
-    "post_feedforward_layernorm",
-    "mlp",
-    **_separate("self_attn"),
-)
-_PHI = Layout(
-    "model.layers",
-    "self_attn",
-    "self_attn.dense",
-    "self_attn.dense",
-    "mlp",
-    None,
-    **_separate("self_attn"),
-    final_norm="model.final_layernorm",
-)
-_PHI3 = Layout(
-    "model.layers",
-    "self_attn",
-    "self_attn.o_proj",
-    "self_attn.o_proj",
-    "mlp",
-    "post_attention_layernorm",
-    q=("self_attn.qkv_proj", slice(0, 32)),
-    k=("self_attn.qkv_proj", slice(32, 48)),
-    v=("self_attn.qkv_proj", slice(48, 64)),
-)
-_GPT2 = Layout(
-    "transformer.h",
-    "attn",
-    "attn.c_proj",
-    "attn.c_proj",
-    "mlp",
-    "ln_2",
-    q=("attn.c_attn", slice(0, 32)),
-    k=("attn.c_attn", slice(32, 64)),
-    v=("attn.c_attn", slice(64, 96)),
-    embed="transformer.wte",
-    final_norm="transformer.ln_f",
-)
-
-
-def _neox(mid: str | None) -> Layout:
-    return Layout(
-        "gpt_neox.layers",
-        "attention",
-        "attention.dense",
-        "attention.dense",
-        "mlp",
-        mid,
-        q=("attention.query_key_value", 0),
-        k=("attention.query_key_value", 1),
-        v=("attention.query_key_value", 2),
-        embed="gpt_neox.embed_in",
-        final_norm="gpt_neox.final_layer_norm",
-    )
-
-
-LAYOUTS = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "qwen3_moe": _LLAMA,
-    "gemma2": _GEMMA,
-    "gemma3": _GEMMA,
-    "olmo2": _OLMO2,
-    "phi": _PHI,
-    "phi3": _PHI3,
-    "gpt2": _GPT2,
-    "neox": _neox(None),
-    "neox_sequential": _neox("post_attention_layernorm"),
-}
+from refusal_nn.testing.layouts import LAYOUTS
 
 Change = Callable[[Tensor], Tensor]
 """``[row, token, d]`` to the same shape."""
 
 
 def pad_rows(rows: Sequence[Sequence[int]], side: str = "left") -> dict[str, Tensor]:
-    """Token rows padded with 0, with mask and positions."""
+    """Token rows padded with 0, with mask and positions: ``[row, token]`` int64 each."""
     width = max(map(len, rows))
     ids, mask, positions = [], [], []
     for row in rows:
@@ -195,6 +89,7 @@ def hooks(
 
 
 def n_blocks(module: nn.Module, family: str) -> int:
+    """Number of blocks."""
     return len(module.get_submodule(LAYOUTS[family].blocks))
 
 
@@ -218,7 +113,7 @@ def place(family: str, layer: int, site: str) -> tuple[str, str]:
 
 def heads_of(family: str, site: str, x: Tensor) -> Tensor:
     """q, k or v with heads unfolded, ``[row, token, head, 8]``, from its module's output."""
-    part = getattr(LAYOUTS[family], site)[1]
+    part = LAYOUTS[family].projection(site)[1]
     if isinstance(part, int):  # GPT-NeoX: q, k, v of a head side by side
         return x.unflatten(-1, (4, 24)).chunk(3, dim=-1)[part]
     return (x if part is None else x[..., part]).unflatten(-1, (-1, 8))
@@ -230,7 +125,11 @@ def everything(
     inputs: dict[str, Tensor],
     changes: Sequence[tuple[str, str, Change]] = (),
 ) -> dict[tuple[str, int], Tensor]:
-    """Every site at every token of one pass, ``(site, layer)``; model-wide sites at layer -1."""
+    """Every site at every token of one pass, ``(site, layer)``; model-wide sites at layer -1.
+
+    Values are ``[row, token, d_model]``; of ``q``, ``k``, ``v``, ``z`` ``[row, token, head, d_head]``;
+    of ``logits`` ``[row, token, token id]``.
+    """
     layout = LAYOUTS[family]
     found: dict[tuple[str, int], Tensor] = {}
 
@@ -249,7 +148,7 @@ def everything(
         if layout.mid:
             listen.append((*place(family, layer, "resid_mid"), take(("resid_mid", layer))))
         for site in ("q", "k", "v"):
-            path = f"{layout.blocks}.{layer}.{getattr(layout, site)[0]}"
+            path = f"{layout.blocks}.{layer}.{layout.projection(site)[0]}"
             listen.append((path, "out", take((site, layer))))
     with torch.no_grad(), hooks(module, [*changes, *listen]):
         found["logits", -1] = module(**inputs, use_cache=False).logits
@@ -267,10 +166,12 @@ def remove(direction: Tensor) -> Change:
 
 
 def add(vector: Tensor) -> Change:
+    """``x + vector``."""
     return lambda x: x + vector
 
 
 def put(vector: Tensor) -> Change:
+    """``vector`` instead of ``x``."""
     return lambda x: vector.expand_as(x)
 
 

@@ -17,87 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refusal_nn.attribution import EdgeGraph
+from refusal_nn.models import EdgeGraph
+from refusal_nn.testing.layouts import LAYOUTS
 
 Edge = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Family:
-    """Where the parts are."""
-
-    blocks: str
-    embed: str
-    final: str
-    attention: str
-    out: str
-    attn_norm: str | None
-    mlp_norm: str | None
-    qkv: str = "separate"
-    post_attn: str | None = None
-    post_mlp: str | None = None
-    plus_one: bool = False
-    parallel: bool = False
-
-
-_LLAMA: dict[str, Any] = {
-    "blocks": "model.layers",
-    "embed": "model.embed_tokens",
-    "final": "model.norm",
-    "attention": "self_attn",
-    "out": "o_proj",
-    "attn_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-}
-_NEOX: dict[str, Any] = {
-    "blocks": "gpt_neox.layers",
-    "embed": "gpt_neox.embed_in",
-    "final": "gpt_neox.final_layer_norm",
-    "attention": "attention",
-    "out": "dense",
-    "attn_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "qkv": "interleaved",
-}
-_SANDWICH: dict[str, Any] = {
-    **_LLAMA,
-    "post_attn": "post_attention_layernorm",
-    "post_mlp": "post_feedforward_layernorm",
-}
-SPLIT = {
-    "llama": Family(**_LLAMA),
-    "qwen3": Family(**_LLAMA),
-    "qwen3_moe": Family(**_LLAMA),
-    "phi3": Family(**{**_LLAMA, "qkv": "joined"}),
-    "phi": Family(
-        **{
-            **_LLAMA,
-            "final": "model.final_layernorm",
-            "out": "dense",
-            "mlp_norm": "input_layernorm",
-            "parallel": True,
-        }
-    ),
-    "gpt2": Family(
-        blocks="transformer.h",
-        embed="transformer.wte",
-        final="transformer.ln_f",
-        attention="attn",
-        out="c_proj",
-        attn_norm="ln_1",
-        mlp_norm="ln_2",
-        qkv="joined",
-    ),
-    "neox": Family(**_NEOX, parallel=True),
-    "neox_sequential": Family(**_NEOX),
-    "gemma2": Family(**{**_SANDWICH, "mlp_norm": "pre_feedforward_layernorm", "plus_one": True}),
-    "olmo2": Family(**{**_SANDWICH, "attn_norm": None, "mlp_norm": None}),
-}
-
-
 @dataclass
 class Run:
-    """One prompt's pass."""
+    """One prompt's pass.
+
+    ``logits`` ``[token id]`` are the last token's; ``writes`` is what each writer wrote and ``reads``
+    what each reader read, ``[1, token, d_model]``.
+    """
 
     logits: Tensor
     writes: dict[str, Tensor]
@@ -110,17 +42,27 @@ class SplitGraph:
     Parameters
     ----------
     module : torch.nn.Module
+        A model that nothing else runs with hooks; its parameters are frozen.
     family : str
+        Name of the tiny model, or of one with the same layout.
+
+    Examples
+    --------
+    >>> from refusal_nn.testing import plain_module
+    >>> split = SplitGraph(plain_module("llama"), "llama")
+    >>> run = split.run([7, 8, 9])
+    >>> tuple(run.writes["a0.h1"].shape), len(run.reads) == len(split.graph.dst)
+    ((1, 3, 32), True)
     """
 
     def __init__(self, module: nn.Module, family: str) -> None:
         self.module = module.requires_grad_(False)
-        self.family = SPLIT[family]
+        self.layout = LAYOUTS[family]
         config = module.config
         self.heads = config.num_attention_heads
         self.kv = getattr(config, "num_key_value_heads", None) or self.heads
-        self.layers = list(module.get_submodule(self.family.blocks))
-        self.graph = EdgeGraph(len(self.layers), self.heads, self.kv, self.family.parallel)
+        self.layers = list(module.get_submodule(self.layout.blocks))
+        self.graph = EdgeGraph(len(self.layers), self.heads, self.kv, self.layout.parallel)
 
     def run(
         self,
@@ -143,7 +85,7 @@ class SplitGraph:
         self.reads: dict[str, Tensor] = {}
         self.constant: Tensor | float = 0.0
         self.added = added or {}
-        family = self.family
+        layout = self.layout
         with ExitStack() as stack:
 
             def on(module: nn.Module, hook: Callable[..., Any], *, before: bool = False) -> None:
@@ -151,17 +93,17 @@ class SplitGraph:
                 stack.enter_context(getattr(module, f"register_forward_{kind}")(hook))
 
             if embedding is not None:
-                on(self.module.get_submodule(family.embed), lambda *_: embedding)
+                on(self.module.get_submodule(layout.embed), lambda *_: embedding)
             on(self.layers[0], self._input, before=True)
             for layer, block in enumerate(self.layers):
-                attention = block.get_submodule(family.attention)
+                attention = block.get_submodule(layout.attention)
                 for name, part in self._projections(attention):
                     on(part, partial(self._project, layer, name))
-                on(attention.get_submodule(family.out), partial(self._heads, layer), before=True)
+                on(block.get_submodule(layout.out), partial(self._heads, layer), before=True)
                 on(block.mlp, partial(self._into_mlp, layer), before=True)
-                end = block.get_submodule(family.post_mlp) if family.post_mlp else block.mlp
+                end = block.get_submodule(layout.mlp_post) if layout.mlp_post else block.mlp
                 on(end, partial(self._mlp, layer))
-            on(self.module.get_submodule(family.final), self._final, before=True)
+            on(self.module.get_submodule(layout.final_norm), self._final, before=True)
             logits = self.module(torch.tensor([row])).logits[0, -1]
         return Run(logits, self.writes, self.reads)
 
@@ -180,13 +122,12 @@ class SplitGraph:
         self.writes["input"] = args[0]
 
     def _projections(self, attention: nn.Module) -> list[tuple[str, nn.Module]]:
-        if self.family.qkv == "separate":
+        if self.layout.fused is None:
             return [(n, getattr(attention, f"{n}_proj")) for n in "qkv"]
-        names = ("c_attn", "qkv_proj", "query_key_value")
-        return [("qkv", next(getattr(attention, n) for n in names if hasattr(attention, n)))]
+        return [("qkv", attention.get_submodule(self.layout.fused))]
 
     def _project(self, layer: int, name: str, module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        norm = self._norm(layer, self.family.attn_norm)
+        norm = self._norm(layer, self.layout.attn_norm)
         parts = []
         for part in name:
             n = self.heads if part == "q" else self.kv
@@ -196,10 +137,10 @@ class SplitGraph:
         if name != "qkv":
             return torch.cat([w.chunk(len(parts), -1)[head] for _, head, w in parts], -1)
         width = out.shape[-1] // len(parts)
-        if self.family.qkv == "joined":
-            order = {(p, h): i for i, (p, h, _) in enumerate(parts)}
-        else:
+        if self.layout.interleaved:
             order = {(p, h): 3 * h + "qkv".index(p) for p, h, _ in parts}
+        else:
+            order = {(p, h): i for i, (p, h, _) in enumerate(parts)}
         new: list[Any] = [None] * len(parts)
         for part, head, whole in parts:
             at = order[part, head]
@@ -213,14 +154,14 @@ class SplitGraph:
 
     def _heads(self, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         z = args[0].chunk(self.heads, -1)
-        weight = module.weight if type(module).__name__ == "Conv1D" else module.weight.T
+        weight = module.weight if self.layout.transposed else module.weight.T
         rows = weight.chunk(self.heads, 0)
         written = [a @ b for a, b in zip(z, rows, strict=True)]
-        if self.family.post_attn:
-            norm = self.layers[layer].get_submodule(self.family.post_attn)
+        if self.layout.attn_post:
+            norm = self.layers[layer].get_submodule(self.layout.attn_post)
             eps = getattr(norm, "eps", None) or norm.variance_epsilon
             scale = (sum(written).pow(2).mean(-1, keepdim=True) + eps).rsqrt()  # type: ignore[union-attr]
-            gain = norm.weight + 1 if self.family.plus_one else norm.weight
+            gain = norm.weight + 1 if self.layout.plus_one else norm.weight
             written = [gain * (w * scale) for w in written]
         elif module.bias is not None:
             self.constant = self.constant + module.bias
@@ -230,10 +171,10 @@ class SplitGraph:
     def _into_mlp(self, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         # in a parallel block the attention bias of this layer comes after the MLP reads
         before = self.constant
-        out = self.layers[layer].get_submodule(self.family.attention).get_submodule(self.family.out)
-        if self.family.parallel and out.bias is not None:
+        out = self.layers[layer].get_submodule(self.layout.out)
+        if self.layout.parallel and out.bias is not None:
             self.constant = before - out.bias
-        norm = self._norm(layer, self.family.mlp_norm)
+        norm = self._norm(layer, self.layout.mlp_norm)
         x = norm(self._reading(f"m{layer}"))
         self.constant = before
         return (x,)
@@ -252,12 +193,12 @@ def edge_scores(
     metric: Callable[[Tensor], Tensor],
     fractions: list[float],
 ) -> Tensor:
-    """``[src, dst]``: writers' differences times gradients averaged over points of the embedding.
+    """Writers' differences times gradients averaged over points of the embedding.
 
-    ``fractions`` of the way from clean to corrupted.
+    ``[src, dst]`` float64; ``fractions`` of the way from clean to corrupted.
     """
     graph = split.graph
-    embed = split.module.get_submodule(split.family.embed)
+    embed = split.module.get_submodule(split.layout.embed)
     first, second = embed(torch.tensor([clean])), embed(torch.tensor([corrupted]))
     a, b = split.run(clean), split.run(corrupted)
     out = torch.zeros(graph.mask.shape, dtype=torch.float64)
@@ -279,7 +220,10 @@ def exact_scores(
     metric: Callable[[Tensor], Tensor],
     groups: list[list[Edge]],
 ) -> list[float]:
-    """Change of the metric when the edges of each group carry the corrupted prompt's value."""
+    """Change of the metric when the edges of each group carry the corrupted prompt's value.
+
+    In the metric's unit, one number a group; ``metric`` maps the last token's logits to a scalar.
+    """
     with torch.no_grad():
         a, b = split.run(clean), split.run(corrupted)
         base = metric(a.logits)

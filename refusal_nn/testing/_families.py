@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from refusal_nn.models import Model, wrap_model
 
 D_MODEL, N_LAYERS, N_HEADS, D_HEAD, VOCABULARY = 32, 3, 4, 8, 97
+"""Sizes of the tiny models; their key-value heads are two or four."""
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<|user|>", "<|end|>", "<|assistant|>")
 TEMPLATE = "<bos> <|user|> {{ messages[0]['content'] }} <|end|> <|assistant|>"
 
@@ -74,7 +75,11 @@ _CONFIGS = {
     "neox_sequential": ("GPTNeoXConfig", {**_COMMON, "use_parallel_residual": False}),
 }
 FAMILIES = tuple(_CONFIGS)
+"""Names of the tiny models: one a family, and GPT-NeoX once parallel and once sequential."""
+
 PARALLEL = ("phi", "neox")
+"""Those whose attention and MLP run in parallel."""
+
 SEQUENTIAL = tuple(f for f in FAMILIES if f not in PARALLEL)
 
 
@@ -86,7 +91,25 @@ def tiny_module(
     seed: int = 0,
     **config: object,
 ) -> torch.nn.Module:
-    """A random model of a family; ``attention`` None takes the family's own implementation."""
+    """A random model of a family, in eval mode on the CPU, that nothing else holds.
+
+    Parameters
+    ----------
+    family : str
+        One of :data:`FAMILIES`.
+    dtype : torch.dtype
+    attention : str, optional
+        ``sdpa`` or ``eager``; default the family's own implementation.
+    seed : int
+        Of the weights.
+    **config
+        Instead of the options of its configuration.
+
+    Examples
+    --------
+    >>> tiny_module("gpt2", n_layer=1).config.n_layer
+    1
+    """
     name, options = _CONFIGS[family]
     built = getattr(transformers, name)(**{**options, **config})
     with torch.random.fork_rng(devices=[]):
@@ -119,7 +142,7 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 def wrap(module: torch.nn.Module, *, name: str = "tiny", backend: str = "local") -> Model:
-    """A :class:`Model` around a plain module."""
+    """A :class:`~refusal_nn.models.Model` around a plain module, with the tiny tokenizer."""
     tokenizer = tiny_tokenizer()
     return wrap_model(
         TransformersModel(module, tokenizer=tokenizer), tokenizer, name=name, backend=backend
@@ -141,6 +164,14 @@ def tiny_model(
     attention: str | None = None,
     backend: str = "local",
 ) -> Model:
-    """A wrapped random model; one for the whole session, since nothing changes it."""
+    """A wrapped random model; one for the whole session, since nothing changes it.
+
+    Examples
+    --------
+    >>> from refusal_nn.tracing import capture_tokens, Capture
+    >>> model = tiny_model("phi3")
+    >>> model.n_layers, model.d_model
+    (3, 32)
+    """
     module = tiny_module(family, dtype=dtype, attention=attention)
     return wrap(module, name=f"tiny-{family}", backend=backend)

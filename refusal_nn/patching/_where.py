@@ -1,0 +1,65 @@
+"""Where to patch: blocks, sites and token positions, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from refusal_nn.errors import RequestError
+from refusal_nn.models.sites import WRITES
+
+if TYPE_CHECKING:
+    from refusal_nn.contrasts import AlignedPairs, Metric
+    from refusal_nn.models import Model
+
+
+def blocks(model: Model, metric: Metric, layers: Sequence[int] | None) -> list[int]:
+    """Blocks to patch, ascending: those asked for, or all that the metric can see.
+
+    Raises
+    ------
+    RequestError
+        If a block is not there, is named twice, or comes after what the metric reads.
+    """
+    depth = metric.reads_after(model)
+    chosen = sorted(range(depth) if layers is None else (int(layer) for layer in layers))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= depth or len(set(chosen)) < len(chosen):
+        raise RequestError(
+            f"layers {list(layers or ())} cannot be patched: name each once, in 0..{depth - 1} "
+            f"(metric {metric.kind} on model {model.name!r})."
+        )
+    return chosen
+
+
+def checked_positions(aligned: AlignedPairs, positions: Sequence[int] | None) -> list[int]:
+    """Positions to patch, from the end of the prompt, ascending.
+
+    Raises
+    ------
+    RequestError
+        If one is not inside every pair, or is named twice.
+    """
+    if positions is None:
+        return list(aligned.positions)
+    chosen = sorted(int(p) for p in positions)
+    shortest = min(aligned.lengths)
+    if not chosen or chosen[-1] >= 0 or chosen[0] < -shortest or len(set(chosen)) < len(chosen):
+        raise RequestError(
+            f"positions {list(positions)} cannot be patched: name each once, negative, from the end "
+            f"of the prompt; the shortest pair has {shortest} tokens."
+        )
+    return chosen
+
+
+def checked_sites(model: Model, sites: Sequence[str]) -> list[str]:
+    """``sites`` as a list, if each is a site of a block without heads, else an error."""
+    names = [sites] if isinstance(sites, str) else list(sites)
+    for site in names:
+        if model.arch.place(site).heads:
+            raise RequestError(
+                f"site {site!r} has heads; patch them with refusal_nn.patching.heads, or name sites "
+                f"such as {', '.join(WRITES)}."
+            )
+    if not names or len(set(names)) < len(names):
+        raise RequestError(f"sites {names} cannot be patched: name at least one, each once.")
+    return names
