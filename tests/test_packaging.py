@@ -11,7 +11,6 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -126,7 +125,6 @@ def test_the_readme_s_table_names_the_nouns_there_are() -> None:
     assert set(re.findall(r"^\| `([a-z]+)` \|", readme, re.MULTILINE)) == set(NOUNS)
 
 
-@pytest.mark.long
 def test_the_wheel_installs_nothing_at_top_level_but_the_package(tmp_path: Path) -> None:
     source = tmp_path / "source"
     # git's view of the tree: what a fresh clone would hold, plus what is not committed yet

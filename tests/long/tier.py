@@ -83,6 +83,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if file is None:
         return
     config.option.record = file = config.rootpath / file
+    if not ledger.commit(file):
+        raise pytest.UsageError("a result on record is that of a commit; run from a git checkout")
     if uncommitted := ledger.changes(file):
         raise pytest.UsageError(
             f"a result on record is that of a commit; commit first, or remove:\n{uncommitted}"

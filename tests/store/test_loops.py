@@ -298,23 +298,23 @@ def killed(folder: Path, rng: random.Random) -> str:
     return "".join(run.state for run in open_runs(folder))
 
 
-def check_kills(folder: Path, n: int) -> None:
+def check_kills(folder: Path, extent: Extent) -> None:
     analyse(recorder(folder / "whole"))
     whole = content(folder / "whole" / "run.zarr")
-    rng = random.Random(8)
+    rng = random.Random(extent.seed)
     states = []
-    for i in range(n):
+    for i in range(extent.n):
         states.append(killed(folder / str(i), rng))
         again = recorder(folder / str(i))
         if not again.already_complete:
             analyse(again)
         assert content(folder / str(i) / "run.zarr") == whole
         verify(folder / str(i) / "run")
-    assert states.count("partial") >= n // 2
+    assert states.count("partial") >= extent.n // 2
 
 
-@pytest.mark.long(n=20, sample=2)
+@pytest.mark.long(n=20, sample=2, seed=8)
 def test_a_loop_killed_at_random_moments_ends_with_the_identical_run(
     tmp_path: Path, extent: Extent
 ) -> None:
-    check_kills(tmp_path, extent.n)
+    check_kills(tmp_path, extent)
