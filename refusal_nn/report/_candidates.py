@@ -75,10 +75,13 @@ def chosen_in(scores: Source | None, selected: Source | None) -> Chosen | None:
 
 def thresholds(source: Source) -> dict[str, float]:
     """The thresholds a table was scored with; the published ones where it does not say."""
+    names = ("kl_max", "induce_min", "layer_fraction")
+    if all(name in source.attrs for name in names):
+        return {name: float(source.attrs[name]) for name in names}
     from refusal_nn.directions._thresholds import INDUCE_MIN, KL_MAX, LAYER_FRACTION
 
-    published = {"kl_max": KL_MAX, "induce_min": INDUCE_MIN, "layer_fraction": LAYER_FRACTION}
-    return {k: float(source.attrs.get(k, v)) for k, v in published.items()}
+    published = dict(zip(names, (KL_MAX, INDUCE_MIN, LAYER_FRACTION), strict=True))
+    return {name: float(source.attrs.get(name, value)) for name, value in published.items()}
 
 
 def extraction(source: Source) -> list[Block]:

@@ -16,7 +16,6 @@ from refusal_nn.shipped.walk import walk
 from refusal_nn.tracing._batch import Batch, forward_request, generate_request, pad
 from refusal_nn.tracing._check import check_requests, judge_check, residual_error, verify
 from refusal_nn.tracing._jobs import Passes
-from refusal_nn.tracing._listed import ListedPasses
 from refusal_nn.tracing._loop import Optimizer, Steps
 from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
 from refusal_nn.tracing._request import Request, Results
@@ -36,7 +35,6 @@ __all__ = [
     "Batch",
     "Capture",
     "Handle",
-    "ListedPasses",
     "Optimizer",
     "Passes",
     "Ref",

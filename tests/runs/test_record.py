@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from tests.families import tiny_model
 
 import refusal_nn as rn
 from refusal_nn import store
@@ -17,6 +16,7 @@ from refusal_nn.attribution import attribute
 from refusal_nn.circuits import discover_circuit
 from refusal_nn.errors import RequestError
 from refusal_nn.runs import Analysis, declared_by
+from refusal_nn.testing import tiny_model
 from tests.attribution._made import LOG_ODDS, made_pairs
 
 
