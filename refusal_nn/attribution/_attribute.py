@@ -137,7 +137,8 @@ def attribute(
         options: dict[str, Any] = {"fractions": fractions, "weights": weights, "level": level}
         passes = gradient_passes(contrast, template, batches, **options)
         found = rec.stage(f"{level}_scores", template, batches, passes)
-        both = Measured(contrast, *(found[f"{side}_metric"].values for side in SIDES))
+        clean, corrupted = (found[f"{side}_metric"].values for side in SIDES)
+        both = Measured(contrast, clean, corrupted)
         if check:
             both.check_told_apart()
     found = found.assign(both.variables() | summary(found, level, pairs.family))

@@ -31,7 +31,8 @@ def each(scores: xr.DataArray, order: NDArray[np.int_] | None = None) -> Iterato
 
 def mean(scores: xr.DataArray) -> NDArray[np.float64]:
     """Mean over prompts; NaN where one has no score."""
-    return sum(each(scores)) / scores.sizes["prompt"]
+    total = sum(each(scores), np.zeros(()))
+    return np.asarray(total / scores.sizes["prompt"])
 
 
 def family_sums(
@@ -50,7 +51,7 @@ def family_sums(
     order = np.argsort(code, kind="stable")
     found = zip(code[order].tolist(), each(scores, order), strict=True)
     for _, members in groupby(found, key=lambda one: one[0]):
-        yield sum(values - less for _, values in members)
+        yield np.asarray(sum(values - less for _, values in members))
 
 
 def summary(table: xr.Dataset, level: str, family: np.ndarray) -> dict[str, xr.DataArray]:

@@ -58,10 +58,11 @@ class SplitGraph:
     def __init__(self, module: nn.Module, family: str) -> None:
         self.module = module.requires_grad_(False)
         self.layout = LAYOUTS[family]
-        config = module.config
-        self.heads = config.num_attention_heads
-        self.kv = getattr(config, "num_key_value_heads", None) or self.heads
-        self.layers = list(module.get_submodule(self.layout.blocks))
+        config: Any = module.config
+        blocks: Any = module.get_submodule(self.layout.blocks)
+        self.heads: int = config.num_attention_heads
+        self.kv: int = getattr(config, "num_key_value_heads", None) or self.heads
+        self.layers: list[Any] = list(blocks)
         self.graph = EdgeGraph(len(self.layers), self.heads, self.kv, self.layout.parallel)
 
     def run(
@@ -110,13 +111,13 @@ class SplitGraph:
     def _reading(self, reader: str) -> Tensor:
         """The sum of what came before a reader, as a tensor of its own."""
         seen = self.graph.src[: int(self.graph.prefix[self.graph.dst.index(reader)])]
-        total = sum(self.writes[src] for src in seen) + self.constant
+        total: Any = sum(self.writes[src] for src in seen) + self.constant
         for (src, dst), value in self.added.items():
             if dst == reader:
                 assert src in seen
                 total = total + value
         self.reads[reader] = total
-        return total
+        return total  # type: ignore[no-any-return]
 
     def _input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.writes["input"] = args[0]
@@ -150,15 +151,15 @@ class SplitGraph:
     def _norm(self, layer: int, name: str | None) -> Callable[[Tensor], Tensor]:
         if name is None:
             return lambda x: x
-        return self.layers[layer].get_submodule(name).forward
+        return self.layers[layer].get_submodule(name).forward  # type: ignore[no-any-return]
 
-    def _heads(self, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _heads(self, layer: int, module: Any, args: tuple[Tensor, ...]) -> None:
         z = args[0].chunk(self.heads, -1)
         weight = module.weight if self.layout.transposed else module.weight.T
         rows = weight.chunk(self.heads, 0)
         written = [a @ b for a, b in zip(z, rows, strict=True)]
         if self.layout.attn_post:
-            norm = self.layers[layer].get_submodule(self.layout.attn_post)
+            norm: Any = self.layers[layer].get_submodule(self.layout.attn_post)
             eps = getattr(norm, "eps", None) or norm.variance_epsilon
             scale = (sum(written).pow(2).mean(-1, keepdim=True) + eps).rsqrt()  # type: ignore[union-attr]
             gain = norm.weight + 1 if self.layout.plus_one else norm.weight
@@ -171,7 +172,7 @@ class SplitGraph:
     def _into_mlp(self, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         # in a parallel block the attention bias of this layer comes after the MLP reads
         before = self.constant
-        out = self.layers[layer].get_submodule(self.layout.out)
+        out: Any = self.layers[layer].get_submodule(self.layout.out)
         if self.layout.parallel and out.bias is not None:
             self.constant = before - out.bias
         norm = self._norm(layer, self.layout.mlp_norm)
