@@ -1,8 +1,4 @@
-"""A whole job, run where the model is: its batches in order, and one compact answer.
-
-Like :mod:`refusal_nn.shipped.walk` this module ships to a server, so it imports nothing but torch,
-numpy and its shipped neighbours, holds only top-level functions, and works on plain data.
-"""
+"""A whole job, run where the model is: its batches in order, and one compact answer."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Any
 import torch
 
 from refusal_nn.shipped.trace import forward, generate
-from refusal_nn.shipped.walk import AFTER, bind
+from refusal_nn.shipped.walk import bind
 
 
 def run_job(model: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -126,17 +122,6 @@ def unpack(packed: dict[str, Any]) -> list[list[dict[str, torch.Tensor]]]:
     return batches
 
 
-def residual_error(
-    model: Any, taken: dict[str, torch.Tensor], args: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    """``|resid_post - (resid_pre + attn_out + mlp_out)|`` over its largest magnitude, ``[layer]``."""
-    sites = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    parts = {site: taken[site].double() for site in sites}
-    total = parts["resid_pre"] + parts["attn_out"] + parts["mlp_out"]
-    scale = torch.stack([parts[s].abs().amax((1, 2, 3)) for s in sites]).amax(0)
-    return {"error": (parts["resid_post"] - total).abs().amax((1, 2, 3)) / scale}
-
-
 def facts_of(model: Any, weigh: bool) -> dict[str, Any]:
     """What the client has to know of the model it cannot see."""
     module = model._module
@@ -169,6 +154,3 @@ def digest(parameters: list[tuple[str, torch.Tensor]]) -> str:
         found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
         found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-AFTER["residual_error"] = residual_error

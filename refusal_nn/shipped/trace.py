@@ -13,7 +13,8 @@ from typing import Any
 import nnsight
 import torch
 
-from refusal_nn.shipped.walk import all_steps, new_tokens, run_plan, walk
+from refusal_nn.shipped.reductions import new_tokens
+from refusal_nn.shipped.walk import all_steps, run_plan, walk
 
 
 def forward(
@@ -30,7 +31,7 @@ def forward(
     inputs : mapping
         ``input_ids``, ``attention_mask`` and, for padded batches, ``position_ids``.
     plan : dict
-        From :func:`refusal_nn.tracing._plan.build_plan`.
+        From :func:`refusal_nn.tracing.build_plan`.
     options : mapping
         Further arguments of the model's forward, e.g. ``logits_to_keep``.
     """
