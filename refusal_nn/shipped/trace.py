@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
@@ -16,11 +16,14 @@ import torch
 from refusal_nn.shipped.reductions import new_tokens
 from refusal_nn.shipped.walk import all_steps, run_plan, walk
 
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import Plan
+
 
 def forward(
     model: Any,
     inputs: Mapping[str, torch.Tensor],
-    plan: dict[str, Any],
+    plan: Plan,
     options: Mapping[str, Any],
 ) -> dict[str, torch.Tensor]:
     """One forward pass of a batch with a plan; its captures.
@@ -50,7 +53,7 @@ def forward(
 def generate(
     model: Any,
     inputs: Mapping[str, torch.Tensor],
-    plan: dict[str, Any],
+    plan: Plan,
     options: Mapping[str, Any],
 ) -> torch.Tensor:
     """Greedy generation of a batch under a plan, at every step; the new tokens, ``[row, token]``."""
@@ -64,7 +67,7 @@ def generate(
     return ids  # type: ignore[no-any-return]
 
 
-def edit(model: Any, plan: dict[str, Any]) -> Any:
+def edit(model: Any, plan: Plan) -> Any:
     """A view of the model that applies a plan at every step of a generation."""
     if not any(visit["decode"] for visit in plan["visits"]):
         # an open loop whose later turns wait for nothing would never end

@@ -13,7 +13,7 @@ same job, a *reference* stands for it: see :func:`bind`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,8 +22,11 @@ from refusal_nn.shipped.parts import first, heads_of, put_first, resolve
 from refusal_nn.shipped.reductions import reduce
 from refusal_nn.shipped.table import AFTER, WITHIN
 
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import Plan, View
 
-def run_plan(model: Any, plan: dict[str, Any]) -> dict[str, Any]:
+
+def run_plan(model: Any, plan: Plan) -> dict[str, Any]:
     """One forward pass under a plan, from its edits to what is left of its captures.
 
     Called inside a trace. ``plan["gradient"]`` keeps the graph; ``plan["after"]`` names a function of
@@ -38,10 +41,10 @@ def run_plan(model: Any, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def bind(
-    plan: dict[str, Any],
+    plan: Plan,
     own: list[dict[str, torch.Tensor]],
     shared: list[dict[str, torch.Tensor]],
-) -> dict[str, Any]:
+) -> Plan:
     """The plan with its references replaced by the tensors they mean.
 
     A reference is ``("ref", shared, request, name, layer, rows)``: the held result ``name`` of a
@@ -60,7 +63,7 @@ def bind(
     def args(given: dict[str, Any]) -> dict[str, Any]:
         return {k: value(v) for k, v in given.items()}
 
-    def views(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def views(items: list[View]) -> list[View]:
         return [
             {
                 **view,
@@ -79,7 +82,7 @@ def bind(
     }
 
 
-def walk(model: Any, plan: dict[str, Any], step: int = 0) -> dict[str, Any]:
+def walk(model: Any, plan: Plan, step: int = 0) -> dict[str, Any]:
     """Apply a plan's operations and take its captures, once, in execution order.
 
     Parameters
@@ -133,7 +136,7 @@ def walk(model: Any, plan: dict[str, Any], step: int = 0) -> dict[str, Any]:
 
 def visit_view(
     whole: torch.Tensor,
-    view: dict[str, Any],
+    view: View,
     state: dict[str, Any],
     taken: dict[str, list[torch.Tensor]],
     step: int,
@@ -155,7 +158,7 @@ def visit_view(
     return whole
 
 
-def select_view(whole: torch.Tensor, view: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
+def select_view(whole: torch.Tensor, view: View, state: dict[str, Any]) -> torch.Tensor:
     """The part of a module's tensor that a site means, heads unfolded."""
     kind = view["view"]
     if kind is not None and kind[0] == "residual":  # resid_mid, seen from attn_out
@@ -164,7 +167,7 @@ def select_view(whole: torch.Tensor, view: dict[str, Any], state: dict[str, Any]
 
 
 def replace_view(
-    whole: torch.Tensor, view: dict[str, Any], x: torch.Tensor, state: dict[str, Any]
+    whole: torch.Tensor, view: View, x: torch.Tensor, state: dict[str, Any]
 ) -> torch.Tensor:
     """The module's tensor with its site replaced by ``x`` (the inverse of :func:`select_view`)."""
     kind = view["view"]
