@@ -118,18 +118,28 @@ def test_what_shared_requests_hold_is_there_for_every_batch(model) -> None:
 def test_a_dry_run_sends_its_process_the_bytes_that_a_server_would_get(model, monkeypatch) -> None:
     dry = replace(model, backend=DryRunBackend(), verified=False)
     sent: list[bytes] = []
-    ask = Worker.ask
+    made: list[bytes] = []
+    ask, block = Worker.ask, Batches.block
+
+    def making(self: Batches, job: Job) -> bytes:
+        made.append(block(self, job))
+        return made[-1]
 
     def listening(self: Worker, blob: bytes, **options: float | None) -> dict[str, object]:
         sent.append(blob)
         return ask(self, blob, **options)
 
     monkeypatch.setattr(Worker, "ask", listening)
+    monkeypatch.setattr(Batches, "block", making)
     stream = dry.backend.stream(dry, [3, 5], lambda i: batch_requests(model), [], JobLedger())
     found = dict(stream)
-    batches = Batches(remote_of(model), lambda i: batch_requests(model))
     assert len(sent) == 1  # both batches, and the check with them
-    assert sent == [batches.block(batches.job([3, 5]))]
+    assert sent == made
+    monkeypatch.setattr(Preflight, "check", lambda self, block: None)
+    batches = Batches(remote_of(model), lambda i: batch_requests(model))
+    blob = batches.blob(batches.job([3, 5]))
+    assert decompress(blob) == made[1]
+    assert abs(len(made[1]) - len(made[0])) < 100  # but for names of objects the same job
     assert dry.verified
     expected = run(model, batch_requests(model))
     for results in (found[3], found[5]):
