@@ -16,6 +16,7 @@ from refusal_nn.shipped.edges import edge_scores, node_scores
 from refusal_nn.shipped.heads import direct_heads
 from refusal_nn.shipped.metrics import metric_after
 from refusal_nn.shipped.reductions import residual_error
+from refusal_nn.shipped.steps import vector_gradient, vector_step
 
 AFTER: dict[str, Any] = {
     "circuit_sources": circuit_sources,
@@ -26,6 +27,8 @@ AFTER: dict[str, Any] = {
     "patched_readings": patched_readings,
     "patched_writes": patched_writes,
     "residual_error": residual_error,
+    "vector_gradient": vector_gradient,
+    "vector_step": vector_step,
 }
 """What may follow a pass: name to a function of (model, captures, args) giving results."""
 
