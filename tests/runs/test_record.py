@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from tests.families import tiny_model
 
 import refusal_nn as rn
 from refusal_nn import store
@@ -17,7 +18,6 @@ from refusal_nn.circuits import discover_circuit
 from refusal_nn.errors import RequestError
 from refusal_nn.runs import Analysis, declared_by
 from tests.attribution._made import LOG_ODDS, made_pairs
-from tests.families import tiny_model
 
 
 class StoppedError(Exception):
