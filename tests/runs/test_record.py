@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from tests.families import tiny_model
 
 import refusal_nn as rn
 from refusal_nn import store
