@@ -76,7 +76,7 @@ def hooks(
             handles.append(target.register_forward_pre_hook(before, with_kwargs=True))
         else:
 
-            def after(_m: nn.Module, _i: tuple, out: Any, change: Change = change) -> Any:
+            def after(_m: nn.Module, _i: tuple, out: Any, change: Change = change) -> object:
                 if isinstance(out, tuple):
                     return (change(out[0]), *out[1:])
                 return change(out)

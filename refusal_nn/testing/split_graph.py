@@ -59,9 +59,9 @@ class SplitGraph:
         self.module = module.requires_grad_(False)
         self.layout = LAYOUTS[family]
         config: Any = module.config
-        blocks: Any = module.get_submodule(self.layout.blocks)
         self.heads: int = config.num_attention_heads
         self.kv: int = getattr(config, "num_key_value_heads", None) or self.heads
+        blocks: Any = module.get_submodule(self.layout.blocks)
         self.layers: list[Any] = list(blocks)
         self.graph = EdgeGraph(len(self.layers), self.heads, self.kv, self.layout.parallel)
 
@@ -117,7 +117,7 @@ class SplitGraph:
                 assert src in seen
                 total = total + value
         self.reads[reader] = total
-        return total  # type: ignore[no-any-return]
+        return total
 
     def _input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.writes["input"] = args[0]
@@ -151,7 +151,7 @@ class SplitGraph:
     def _norm(self, layer: int, name: str | None) -> Callable[[Tensor], Tensor]:
         if name is None:
             return lambda x: x
-        return self.layers[layer].get_submodule(name).forward  # type: ignore[no-any-return]
+        return self.layers[layer].get_submodule(name).forward
 
     def _heads(self, layer: int, module: Any, args: tuple[Tensor, ...]) -> None:
         z = args[0].chunk(self.heads, -1)
@@ -159,9 +159,9 @@ class SplitGraph:
         rows = weight.chunk(self.heads, 0)
         written = [a @ b for a, b in zip(z, rows, strict=True)]
         if self.layout.attn_post:
-            norm: Any = self.layers[layer].get_submodule(self.layout.attn_post)
+            norm = self.layers[layer].get_submodule(self.layout.attn_post)
             eps = getattr(norm, "eps", None) or norm.variance_epsilon
-            scale = (sum(written).pow(2).mean(-1, keepdim=True) + eps).rsqrt()  # type: ignore[union-attr]
+            scale = (sum(written).pow(2).mean(-1, keepdim=True) + eps).rsqrt()
             gain = norm.weight + 1 if self.layout.plus_one else norm.weight
             written = [gain * (w * scale) for w in written]
         elif module.bias is not None:
@@ -172,7 +172,7 @@ class SplitGraph:
     def _into_mlp(self, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         # in a parallel block the attention bias of this layer comes after the MLP reads
         before = self.constant
-        out: Any = self.layers[layer].get_submodule(self.layout.out)
+        out = self.layers[layer].get_submodule(self.layout.out)
         if self.layout.parallel and out.bias is not None:
             self.constant = before - out.bias
         norm = self._norm(layer, self.layout.mlp_norm)
