@@ -22,6 +22,8 @@ ROOT = Path(refusal_nn.__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "_renamed"),
     ("evaluation", "recorded"),  # old names
+    ("_signature",),
+    ("_analyses",),  # how an analysis is declared; the analyses are found by name
     ("store",),
     ("models",),
     ("prompts",),
@@ -37,14 +39,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("attribution", "directions", "patching"),
     ("circuits",),
     ("plots",),
-    ("demo",),
     ("report",),
+    ("demo",),
     ("organisms",),
     ("testing",),
     ("cli",),
 )
 # May be imported where torch is not installed.
-TORCH_FREE = ("errors", "store", "prompts", "judges", "stats")
+TORCH_FREE = ("errors", "_signature", "_analyses", "store", "prompts", "judges", "stats")
 
 
 def _files() -> Iterator[tuple[str, Path]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._payload import Batches
@@ -13,6 +13,9 @@ from refusal_nn.models import Backend, Loading, Model
 from refusal_nn.models._load import load_here
 from refusal_nn.store import JobLedger
 from refusal_nn.tracing import Request, Results
+
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import Facts
 
 
 class DryRunBackend(Backend):
@@ -59,5 +62,5 @@ class DryRunBackend(Backend):
         """What functions name is found there or not; where they are from must travel."""
         return own
 
-    def check_facts(self, model: Model, facts: Mapping[str, Any]) -> None:
+    def check_facts(self, model: Model, facts: Facts) -> None:
         """Nothing: the process was given this very model."""

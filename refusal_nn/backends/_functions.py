@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloudpickle.cloudpickle import (  # type: ignore[import-untyped]
     list_registry_pickle_by_value,
@@ -16,6 +16,9 @@ from refusal_nn.errors import PreflightError
 from refusal_nn.interventions._source import INSTALLED, callees, named_values, qualified
 from refusal_nn.models import Model
 from refusal_nn.tracing import Request
+
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import Plan
 
 _checked: weakref.WeakKeyDictionary[Model, set[FunctionType]] = weakref.WeakKeyDictionary()
 
@@ -61,7 +64,7 @@ def check_job(model: Model, requests: Iterable[Request], block: bytes) -> None:
     _checked[model] = checked | found
 
 
-def _called(plan: Mapping[str, Any]) -> Iterable[FunctionType]:
+def _called(plan: Plan) -> Iterable[FunctionType]:
     for visit in plan["visits"]:
         for view in visit["views"]:
             for name, args in view["ops"]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import nnsight
 import torch
@@ -20,6 +20,9 @@ from refusal_nn.backends._size import size_of
 from refusal_nn.models import EMBEDDED, Model
 from refusal_nn.shipped.job import digest, run_job, unpack
 from refusal_nn.tracing import Request, Results, check_requests, judge_check
+
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import Facts, JobAnswer, JobContent, PlainRequest
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Elsewhere(Protocol):
         """
         ...
 
-    def check_facts(self, model: Model, facts: Mapping[str, Any]) -> None:
+    def check_facts(self, model: Model, facts: Facts) -> None:
         """Refuse the model there if it is not the one that is meant."""
         ...
 
@@ -130,10 +133,10 @@ class Batches:
         """
         model, memo = self.model, dict[int, torch.Tensor]()
 
-        def plain(requests: Sequence[Request]) -> list[Any]:
+        def plain(requests: Sequence[Request]) -> list[PlainRequest]:
             return [_compact(request.plain(), memo) for request in requests]
 
-        content = {
+        content: JobContent = {
             "shared": plain(self.shared),
             "batches": [plain(part) for part in job.requests],
             "check": [] if model.verified else plain(check_requests(model)),
@@ -150,7 +153,7 @@ class Batches:
         """The compressed bytes of a job; see :meth:`block`."""
         return compress(self.block(job))
 
-    def results(self, answer: Mapping[str, Any]) -> list[Results]:
+    def results(self, answer: JobAnswer) -> list[Results]:
         """The results of each batch.
 
         Raises

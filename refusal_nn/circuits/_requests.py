@@ -9,7 +9,6 @@ import torch
 
 from refusal_nn.interventions import Edit
 from refusal_nn.models._blocks import block_places
-from refusal_nn.shipped import circuits as _shipped  # noqa: F401  registers its functions
 from refusal_nn.tracing import Batch, Capture, Ref, Request, forward_request
 
 if TYPE_CHECKING:

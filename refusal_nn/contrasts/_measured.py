@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refusal_nn.shipped import metrics as _metrics  # noqa: F401 - adds metric to AFTER
 from refusal_nn.tracing import Answers, Batch, Handle, Start, Work
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from refusal_nn.directions._score_table import as_dataset
 from refusal_nn.directions._selection import Selection
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
+from refusal_nn.responses import MAX_NEW_TOKENS
 from refusal_nn.responses import evaluate as evaluate_conditions
 from refusal_nn.runs import analysis, check_new
 
@@ -62,7 +63,7 @@ def evaluate(
     *,
     controls: bool = True,
     seed: int = 0,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     refusal_tokens: Sequence[int] | None = None,
     batch_size: int | None = None,
     recorder: Recorder | None = None,
@@ -171,7 +172,7 @@ def evaluate_selected(
     prompts: Prompts,
     *,
     controls: bool = True,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int | None = None,
     seed: int = 0,
     recorder: Recorder | None = None,

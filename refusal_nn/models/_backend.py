@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
@@ -67,8 +67,8 @@ class Backend(Protocol):
         Seconds that something about a job may take; None: as long as it takes.
     """
 
-    name: str
-    device: str | None
+    name: ClassVar[str]
+    device: ClassVar[str | None]
     deadline: float | None
 
     @classmethod

@@ -15,7 +15,6 @@ from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._exchange import Exchange
 from refusal_nn.patching._sets import Head, as_variant, head_name
 from refusal_nn.runs._batches import batches_of
-from refusal_nn.shipped import heads as _heads  # noqa: F401 - adds direct_heads to AFTER
 from refusal_nn.tracing import Answers, Capture, Passes, Work
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from refusal_nn.report._sources import Source
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-THRESHOLDS = {"kl_max": 0.1, "induce_min": 0.0, "layer_fraction": 0.8}
 NEAR_TIES_SHOWN = 10
 
 
@@ -76,7 +75,10 @@ def chosen_in(scores: Source | None, selected: Source | None) -> Chosen | None:
 
 def thresholds(source: Source) -> dict[str, float]:
     """The thresholds a table was scored with; the published ones where it does not say."""
-    return {k: float(source.attrs.get(k, v)) for k, v in THRESHOLDS.items()}
+    from refusal_nn.directions._thresholds import INDUCE_MIN, KL_MAX, LAYER_FRACTION
+
+    published = {"kl_max": KL_MAX, "induce_min": INDUCE_MIN, "layer_fraction": LAYER_FRACTION}
+    return {k: float(source.attrs.get(k, v)) for k, v in published.items()}
 
 
 def extraction(source: Source) -> list[Block]:

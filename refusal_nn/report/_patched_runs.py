@@ -43,11 +43,14 @@ def said(source: Source) -> list[Block]:
                 ]
             )
     n = next(iter(found.values())).sizes["prompt"]
+    ungated = any(group.attrs.get("nll_limit", 0) is None for group in found.values())
+    alone = " (by repetition alone: harmless prompts got no longer text to compare with)"
+    how = alone if ungated else ""
     table = Table(
         ["", "exchanged", "refused", "coherent"],
         rows,
-        caption=f"What the model says: share of {n:,} completions that refuse and are coherent; below, "
-        "some of them by what was exchanged.",
+        caption=f"What the model says: share of {n:,} completions that refuse and are coherent{how}; "
+        "below, some of them by what was exchanged.",
         numeric=(2, 3),
     )
     samples = [sample for into, group in found.items() for sample in _samples(into, group)]

@@ -7,11 +7,12 @@ from refusal_nn.responses._coherence import (
     nll_limit,
 )
 from refusal_nn.responses._complete import Grid, complete
-from refusal_nn.responses._evaluate import calibrated, evaluate
+from refusal_nn.responses._evaluate import MAX_NEW_TOKENS, calibrated, evaluate
 from refusal_nn.responses._judge import judge
 from refusal_nn.responses._rates import rate_of, rate_rows, rate_table, rates
 
 __all__ = [
+    "MAX_NEW_TOKENS",
     "REFERENCE_REQUEST",
     "Grid",
     "ask_nll",

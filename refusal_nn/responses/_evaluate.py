@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Prompts
 
+MAX_NEW_TOKENS = 64
+"""Length of the greedy completions that are judged, in tokens."""
+
 
 @analysis("responses-evaluate", section="refusal_nn.report._direction:part")
 def evaluate(
@@ -34,7 +37,7 @@ def evaluate(
     prompts: Prompts,
     conditions: Mapping[str, Sequence[Intervention]],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     refusal_tokens: Sequence[int] | None = None,
     reference_request: str = REFERENCE_REQUEST,
     batch_size: int | None = None,

@@ -1,7 +1,7 @@
 """Running circuits: shipped functions that make each reader see what a circuit lets it see.
 
 Ships to a server like :mod:`refusal_nn.shipped.walk`, under the same rules: torch only, top-level
-functions, plain data. Importing it adds them to the walk's registries.
+functions, plain data.
 
 Rows of a batch are (circuit, pair), circuit first: row ``c * pairs + n``. The blocks add up the
 values of the circuit's own run; a reader whose incoming edges are partly excluded reads that sum
@@ -26,72 +26,15 @@ from typing import Any
 
 import torch
 
-from refusal_nn.shipped.walk import AFTER, WITHIN, resolve
-
-
-def module_at(root: Any, path: str) -> Any:
-    """The plain module at a dotted path below an nnsight model."""
-    return resolve(root, path)._module
-
-
-def through(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """A module's own forward on another tensor, unseen by the trace it happens in."""
-    weight = next(module.parameters(), x)
-    return type(module).forward(module, x.to(weight.dtype))  # type: ignore[no-any-return]
-
-
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """Half precision widened: differences of nearly equal activations are what counts here."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def projection(model: Any, place: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight ``[head, d_head, d_model]`` and bias ``[head, d_head]`` of a q, k or v projection."""
-    module = module_at(model, place["path"])
-    weight = module.weight.T if place["transposed"] else module.weight
-    bias = module.bias
-    parts = [wide(weight.detach()), None if bias is None else wide(bias.detach())]
-    view, heads = place["view"], place["heads"]
-    for i, part in enumerate(parts):
-        if part is None:
-            continue
-        if view is not None and view[0] == "interleaved":
-            parts[i] = part.unflatten(0, (heads, 3, -1))[:, view[1]]
-        else:
-            part = part if view is None else part[view[1] : view[2]]
-            parts[i] = part.unflatten(0, (heads, -1))
-    return parts[0], parts[1]  # type: ignore[return-value]
-
-
-def head_output(model: Any, place: dict[str, Any]) -> torch.Tensor:
-    """``[head, d_head, d_model]``: what each head's part of z adds, up to the post-norm's scale."""
-    module = module_at(model, place["output"])
-    weight = wide((module.weight if place["transposed"] else module.weight.T).detach())
-    if place["post_norm"]:
-        norm = {"kind": "rms", "epsilon": place["epsilon"]}
-        weight = weight * norm_gain(module_at(model, place["post_norm"]), norm)
-    return weight.unflatten(0, (place["heads"], -1))
-
-
-def norm_gain(module: Any, norm: dict[str, Any]) -> torch.Tensor:
-    """What a norm multiplies normalised vectors by, ``[d_model]``.
-
-    An RMSNorm is asked rather than read: some families store its weight less 1.
-    """
-    if norm["kind"] == "layer":
-        return wide(module.weight.detach())
-    ones = torch.ones_like(module.weight)
-    return wide(through(module, ones).detach()) * (1 + norm["epsilon"]) ** 0.5
-
-
-def scaled(model: Any, z: torch.Tensor, place: dict[str, Any]) -> torch.Tensor:
-    """``z`` over the root mean square that the norm behind the output projection divides by."""
-    if not place["post_norm"]:
-        return z
-    module = module_at(model, place["output"])
-    weight = wide((module.weight if place["transposed"] else module.weight.T).detach())
-    total = z.flatten(-2) @ weight
-    return z * torch.rsqrt(total.pow(2).mean(-1) + place["epsilon"])[..., None, None]
+from refusal_nn.shipped.parts import (
+    head_output,
+    module_at,
+    norm_gain,
+    projection,
+    scaled,
+    through,
+    wide,
+)
 
 
 def circuit_sources(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
@@ -304,12 +247,3 @@ def read_stream(x: torch.Tensor, args: dict[str, Any], state: dict[str, Any]) ->
     norm = args["norm"]
     out = seen if norm is None else through(module_at(state["model"], norm), seen)
     return out.to(x.dtype)
-
-
-AFTER["circuit_sources"] = circuit_sources
-WITHIN.update(
-    record_residual=record_residual,
-    record_writer=record_writer,
-    read_heads=read_heads,
-    read_stream=read_stream,
-)

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from refusal_nn.shipped.circuits import module_at, projection, through, wide
 from refusal_nn.shipped.edges import differences, write_heads
 from refusal_nn.shipped.metrics import last_token, metric_values
-from refusal_nn.shipped.walk import AFTER
+from refusal_nn.shipped.parts import module_at, projection, through, wide
 
 
 def patched_readings(
@@ -62,7 +61,11 @@ def patched_readings(
         return {**out, "final": (wide(taken["final"]) + written[:count]).flatten(0, 1)}
     place = args["places"][layer]
     x = wide(taken["resid_pre"][layer]) + written[:count]
-    normed = x if place["attn_norm"] is None else through(module(model, place["attn_norm"]), x)
+    normed = (
+        x
+        if place["attn_norm"] is None
+        else through(module_at(model, place["attn_norm"]["path"]), x)
+    )
     for group in place["projections"]:
         for piece in group["parts"]:
             matrix, bias = projection(model, piece)
@@ -73,7 +76,9 @@ def patched_readings(
     if not args["parallel"]:
         x = wide(taken["resid_mid"]) + written
     norm = place["mlp_norm"]
-    out["mlp_in"] = (x if norm is None else through(module(model, norm), x)).flatten(0, 1)
+    out["mlp_in"] = (x if norm is None else through(module_at(model, norm["path"]), x)).flatten(
+        0, 1
+    )
     return out
 
 
@@ -104,11 +109,3 @@ def patched_writes(
         "readout": taken["readout"],
         "metric": metric_values(readout, args["metric"], readout),
     }
-
-
-def module(model: Any, norm: dict[str, Any]) -> Any:
-    """The module of a norm."""
-    return module_at(model, norm["path"])
-
-
-AFTER.update(patched_readings=patched_readings, patched_writes=patched_writes)

@@ -25,9 +25,15 @@ from typing import Any
 
 import torch
 
-from refusal_nn.shipped.circuits import head_output, module_at, projection, scaled, through, wide
 from refusal_nn.shipped.metrics import metric_values
-from refusal_nn.shipped.walk import AFTER
+from refusal_nn.shipped.parts import (
+    gain_and_bias,
+    head_output,
+    heads_of,
+    projection,
+    scaled,
+    wide,
+)
 
 BLOCK_OF_POSITIONS = 1 << 28  # elements of the writers' differences held at a time
 
@@ -223,16 +229,6 @@ def normed(x: torch.Tensor, norm: dict[str, Any]) -> tuple[torch.Tensor, torch.T
     return x * inverse, inverse
 
 
-def gain_and_bias(model: Any, norm: dict[str, Any], like: torch.Tensor) -> tuple[Any, Any]:
-    """Gain ``[d_model]`` of a norm, whatever offset it is stored with, and its bias or None."""
-    module = module_at(model, norm["path"])
-    if norm["kind"] == "layer":
-        bias = module.bias
-        return wide(module.weight.detach()).to(like), None if bias is None else wide(bias).to(like)
-    ones = torch.ones_like(module.weight)
-    return wide(through(module, ones).detach()).to(like) * (1 + norm["epsilon"]) ** 0.5, None
-
-
 def head_gradients(
     model: Any,
     place: dict[str, Any],
@@ -268,8 +264,8 @@ def head_gradients(
             matrix, bias = projection(model, piece)
             matrices.append(matrix.to(reading))
             biases.append(matrix.new_zeros(matrix.shape[:2]) if bias is None else bias)
-            values.append(heads_of(y, piece))
-            gradient.append(heads_of(g, piece))
+            values.append(heads_of(y, piece["view"], piece["heads"]))
+            gradient.append(heads_of(g, piece["view"], piece["heads"]))
     matrix = torch.cat(matrices)  # [reader, d_head, d_model]
     g = torch.cat(gradient, dim=-2)  # [step, prompt, token, reader, d_head]
     norm = place["attn_norm"]
@@ -292,16 +288,6 @@ def head_gradients(
     xhat = xhat.permute(1, 2, 0, 3).flatten(0, 1)
     away = (along @ xhat).transpose(0, 1).reshape(out.shape)
     return out.sub_(away)
-
-
-def heads_of(x: torch.Tensor, piece: dict[str, Any]) -> torch.Tensor:
-    """The heads of a projection's output that are queries, keys or values, ``[..., head, d_head]``."""
-    view, heads = piece["view"], piece["heads"]
-    if view is not None and view[0] == "interleaved":
-        return x.unflatten(-1, (heads, 3, -1))[..., view[1], :]
-    if view is not None:
-        x = x[..., view[1] : view[2]]
-    return x.unflatten(-1, (heads, -1))
 
 
 def apply_heads(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -355,6 +341,3 @@ def add_scores(
         a = written[:seen, prompt].flatten(1)
         b = gradient[:, prompt].flatten(1)
         scores[prompt, :seen, column : column + readers].addmm_(a, b.T)
-
-
-AFTER.update(edge_scores=edge_scores, node_scores=node_scores)

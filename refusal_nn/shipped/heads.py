@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from refusal_nn.shipped.circuits import head_output, scaled, wide
 from refusal_nn.shipped.metrics import metric_values
-from refusal_nn.shipped.walk import AFTER
+from refusal_nn.shipped.parts import head_output, scaled, wide
 
 
 def direct_heads(
@@ -46,6 +45,3 @@ def direct_heads(
             along = torch.einsum("hed,rd->rhe", matrix, slope.to(here))
             columns.append(((here - there) * along).sum(-1).to(slope.device))
     return {"direct": torch.stack(columns, dim=1)}
-
-
-AFTER.update(direct_heads=direct_heads)

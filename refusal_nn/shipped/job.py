@@ -1,35 +1,30 @@
-"""A whole job, run where the model is: its batches in order, and one compact answer.
-
-Like :mod:`refusal_nn.shipped.walk` this module ships to a server, so it imports nothing but torch,
-numpy and its shipped neighbours, holds only top-level functions, and works on plain data.
-"""
+"""A whole job, run where the model is: its batches in order, and one compact answer."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from refusal_nn.shipped.trace import forward, generate
-from refusal_nn.shipped.walk import AFTER, bind
+from refusal_nn.shipped.walk import bind
+
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import Facts, JobAnswer, JobContent, Packed, PlainRequest
 
 
-def run_job(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+def run_job(model: Any, job: JobContent) -> JobAnswer:
     """Run a job inside a session.
 
     Parameters
     ----------
     model : nnsight model
-    job : dict
-        ``batches``: a list of lists of requests; ``shared``: requests run before them for what they
-        hold; ``check``: requests of the load-time check, or none; ``weigh``: whether to tell a
-        digest of the weights. A request is a dict of ``inputs``, ``plan``, ``options``, ``generate``.
+    job : JobContent
 
     Returns
     -------
-    dict
-        ``batches`` and ``check`` as :func:`pack` makes them, and ``facts`` of the model.
+    JobAnswer
     """
     shared: list[dict[str, torch.Tensor]] = []
     for request in job["shared"]:
@@ -43,7 +38,7 @@ def run_job(model: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_batch(
-    model: Any, requests: list[dict[str, Any]], shared: list[dict[str, torch.Tensor]]
+    model: Any, requests: list[PlainRequest], shared: list[dict[str, torch.Tensor]]
 ) -> list[dict[str, torch.Tensor]]:
     """The requests of one batch in order; what each returns, off the device."""
     own: list[dict[str, torch.Tensor]] = []
@@ -57,7 +52,7 @@ def run_batch(
 
 def run_request(
     model: Any,
-    request: dict[str, Any],
+    request: PlainRequest,
     own: list[dict[str, torch.Tensor]],
     shared: list[dict[str, torch.Tensor]],
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -79,7 +74,7 @@ def run_request(
     )
 
 
-def pack(batches: list[list[dict[str, torch.Tensor]]]) -> dict[str, Any]:
+def pack(batches: list[list[dict[str, torch.Tensor]]]) -> Packed:
     """Tensors joined to one a dtype, and where each is in it.
 
     A tensor saved by itself costs some hundred bytes beside its numbers. Integers that fit travel
@@ -106,7 +101,7 @@ def fits(x: torch.Tensor) -> bool:
     return x.numel() == 0 or (int(x.min()) >= -(2**31) and int(x.max()) < 2**31)
 
 
-def unpack(packed: dict[str, Any]) -> list[list[dict[str, torch.Tensor]]]:
+def unpack(packed: Packed) -> list[list[dict[str, torch.Tensor]]]:
     """The inverse of :func:`pack`."""
     used = dict.fromkeys(packed["flat"], 0)
     batches: list[list[dict[str, torch.Tensor]]] = []
@@ -126,22 +121,11 @@ def unpack(packed: dict[str, Any]) -> list[list[dict[str, torch.Tensor]]]:
     return batches
 
 
-def residual_error(
-    model: Any, taken: dict[str, torch.Tensor], args: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    """``|resid_post - (resid_pre + attn_out + mlp_out)|`` over its largest magnitude, ``[layer]``."""
-    sites = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    parts = {site: taken[site].double() for site in sites}
-    total = parts["resid_pre"] + parts["attn_out"] + parts["mlp_out"]
-    scale = torch.stack([parts[s].abs().amax((1, 2, 3)) for s in sites]).amax(0)
-    return {"error": (parts["resid_post"] - total).abs().amax((1, 2, 3)) / scale}
-
-
-def facts_of(model: Any, weigh: bool) -> dict[str, Any]:
+def facts_of(model: Any, weigh: bool) -> Facts:
     """What the client has to know of the model it cannot see."""
     module = model._module
     parameters = sorted(module.named_parameters())
-    facts = {
+    facts: Facts = {
         "dtype": str(parameters[0][1].dtype).removeprefix("torch."),
         "commit": commit_of(model),
         "weights": "",
@@ -169,6 +153,3 @@ def digest(parameters: list[tuple[str, torch.Tensor]]) -> str:
         found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
         found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-AFTER["residual_error"] = residual_error

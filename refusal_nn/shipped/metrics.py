@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from refusal_nn.shipped.walk import AFTER, refusal_score
+from refusal_nn.shipped.reductions import refusal_score
 
 
 def metric_values(readout: torch.Tensor, spec: dict[str, Any], clean: torch.Tensor) -> torch.Tensor:
@@ -62,6 +62,3 @@ def metric_after(
     readout = last_token(taken["readout"])
     clean = last_token(args["clean"]) if "clean" in args else readout[: args["clean_rows"]]
     return {"metric": metric_values(readout, args["metric"], clean)}
-
-
-AFTER["metric"] = metric_after

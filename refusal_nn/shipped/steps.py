@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from refusal_nn.shipped.metrics import last_token, metric_values
-from refusal_nn.shipped.walk import AFTER
 
 
 def vector_gradient(
@@ -115,6 +114,3 @@ def stepped(
     if options["norm"] is not None:
         x = x * (options["norm"] / x.norm())
     return {"vector": x, "first": first, "second": second}
-
-
-AFTER.update(vector_gradient=vector_gradient, vector_step=vector_step)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
 
-from refusal_nn.shipped.walk import all_steps, new_tokens, run_plan, walk
+from refusal_nn.shipped.reductions import new_tokens
+from refusal_nn.shipped.walk import all_steps, run_plan, walk
+
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import Plan
 
 
 def forward(
     model: Any,
     inputs: Mapping[str, torch.Tensor],
-    plan: dict[str, Any],
+    plan: Plan,
     options: Mapping[str, Any],
 ) -> dict[str, torch.Tensor]:
     """One forward pass of a batch with a plan; its captures.
@@ -30,7 +34,7 @@ def forward(
     inputs : mapping
         ``input_ids``, ``attention_mask`` and, for padded batches, ``position_ids``.
     plan : dict
-        From :func:`refusal_nn.tracing._plan.build_plan`.
+        From :func:`refusal_nn.tracing.build_plan`.
     options : mapping
         Further arguments of the model's forward, e.g. ``logits_to_keep``.
     """
@@ -49,7 +53,7 @@ def forward(
 def generate(
     model: Any,
     inputs: Mapping[str, torch.Tensor],
-    plan: dict[str, Any],
+    plan: Plan,
     options: Mapping[str, Any],
 ) -> torch.Tensor:
     """Greedy generation of a batch under a plan, at every step; the new tokens, ``[row, token]``."""
@@ -63,7 +67,7 @@ def generate(
     return ids  # type: ignore[no-any-return]
 
 
-def edit(model: Any, plan: dict[str, Any]) -> Any:
+def edit(model: Any, plan: Plan) -> Any:
     """A view of the model that applies a plan at every step of a generation."""
     if not any(visit["decode"] for visit in plan["visits"]):
         # an open loop whose later turns wait for nothing would never end

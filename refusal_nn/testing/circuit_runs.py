@@ -40,7 +40,8 @@ class CircuitRuns:
         self.heads: int = config.num_attention_heads
         self.kv: int = getattr(config, "num_key_value_heads", None) or self.heads
         self.d_head: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.blocks = list(module.get_submodule(self.layout.blocks))
+        blocks: Any = module.get_submodule(self.layout.blocks)
+        self.blocks: list[nn.Module] = list(blocks)
 
     def norms(self, block: nn.Module) -> tuple[Callable[[Tensor], Tensor], ...]:
         """What stands in front of attention and of the MLP."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ def hooks(
             handles.append(target.register_forward_pre_hook(before, with_kwargs=True))
         else:
 
-            def after(_m: nn.Module, _i: tuple, out: object, change: Change = change) -> object:
+            def after(_m: nn.Module, _i: tuple, out: Any, change: Change = change) -> object:
                 if isinstance(out, tuple):
                     return (change(out[0]), *out[1:])
                 return change(out)
@@ -90,7 +91,8 @@ def hooks(
 
 def n_blocks(module: nn.Module, family: str) -> int:
     """Number of blocks."""
-    return len(module.get_submodule(LAYOUTS[family].blocks))
+    blocks: Any = module.get_submodule(LAYOUTS[family].blocks)
+    return len(blocks)
 
 
 def place(family: str, layer: int, site: str) -> tuple[str, str]:

@@ -58,10 +58,11 @@ class SplitGraph:
     def __init__(self, module: nn.Module, family: str) -> None:
         self.module = module.requires_grad_(False)
         self.layout = LAYOUTS[family]
-        config = module.config
-        self.heads = config.num_attention_heads
-        self.kv = getattr(config, "num_key_value_heads", None) or self.heads
-        self.layers = list(module.get_submodule(self.layout.blocks))
+        config: Any = module.config
+        self.heads: int = config.num_attention_heads
+        self.kv: int = getattr(config, "num_key_value_heads", None) or self.heads
+        blocks: Any = module.get_submodule(self.layout.blocks)
+        self.layers: list[Any] = list(blocks)
         self.graph = EdgeGraph(len(self.layers), self.heads, self.kv, self.layout.parallel)
 
     def run(
@@ -110,7 +111,7 @@ class SplitGraph:
     def _reading(self, reader: str) -> Tensor:
         """The sum of what came before a reader, as a tensor of its own."""
         seen = self.graph.src[: int(self.graph.prefix[self.graph.dst.index(reader)])]
-        total = sum(self.writes[src] for src in seen) + self.constant
+        total: Any = sum(self.writes[src] for src in seen) + self.constant
         for (src, dst), value in self.added.items():
             if dst == reader:
                 assert src in seen
@@ -152,7 +153,7 @@ class SplitGraph:
             return lambda x: x
         return self.layers[layer].get_submodule(name).forward
 
-    def _heads(self, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _heads(self, layer: int, module: Any, args: tuple[Tensor, ...]) -> None:
         z = args[0].chunk(self.heads, -1)
         weight = module.weight if self.layout.transposed else module.weight.T
         rows = weight.chunk(self.heads, 0)
@@ -160,7 +161,7 @@ class SplitGraph:
         if self.layout.attn_post:
             norm = self.layers[layer].get_submodule(self.layout.attn_post)
             eps = getattr(norm, "eps", None) or norm.variance_epsilon
-            scale = (sum(written).pow(2).mean(-1, keepdim=True) + eps).rsqrt()  # type: ignore[union-attr]
+            scale = (sum(written).pow(2).mean(-1, keepdim=True) + eps).rsqrt()
             gain = norm.weight + 1 if self.layout.plus_one else norm.weight
             written = [gain * (w * scale) for w in written]
         elif module.bias is not None:

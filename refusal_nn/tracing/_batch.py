@@ -154,7 +154,7 @@ def forward_request(
     gradient : bool
         Keep the graph of the pass for what comes after it.
     after : (str, mapping), optional
-        A function of ``refusal_nn.shipped.walk.AFTER`` and its arguments: it makes results of the
+        A function of ``refusal_nn.shipped.table.AFTER`` and its arguments: it makes results of the
         captures before the pass is forgotten.
     """
     on_logits = [c for c in captures if c.site == "logits"]

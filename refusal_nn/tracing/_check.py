@@ -6,7 +6,7 @@ import torch
 
 from refusal_nn.errors import ModelError
 from refusal_nn.models import Model
-from refusal_nn.shipped import job as _session  # noqa: F401 - adds residual_error to AFTER
+from refusal_nn.shipped.reductions import RESIDUAL_SITES
 from refusal_nn.tracing._batch import forward_request, pad
 from refusal_nn.tracing._plan import Capture
 from refusal_nn.tracing._request import Request
@@ -15,13 +15,10 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, tor
 """Largest allowed error of the residual sum, as a fraction of the largest magnitude at the block."""
 
 
-SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-
-
 def check_requests(model: Model) -> list[Request]:
     """The pass that measures the map: one short row of ordinary tokens; ``error`` ``[layer]``."""
     row = [(7 * i + 11) % model.arch.vocab_size for i in range(8)]
-    captures = [Capture(site, site) for site in SITES]
+    captures = [Capture(site, site) for site in RESIDUAL_SITES]
     batch = pad([row], 0)
     return [forward_request(model, batch, captures, after=("residual_error", {}))]
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refusal_nn.errors import RequestError, TooMuchAtOnceError
-from refusal_nn.shipped import steps as steps  # its functions are found by name
 from refusal_nn.tracing._jobs import Passes
 from refusal_nn.tracing._plan import Ref
 from refusal_nn.tracing._request import Request

@@ -18,7 +18,8 @@ from refusal_nn.errors import InterventionError
 
 if TYPE_CHECKING:
     from refusal_nn.interventions import Edit, Intervention
-    from refusal_nn.models._architecture import Architecture, Place
+    from refusal_nn.models import Architecture, Place
+    from refusal_nn.shipped.plans import Plan, View, Visit
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def build_plan(
     last_logits_only: bool = False,
     gradient: bool = False,
     after: tuple[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+) -> Plan:
     """Compile to a plan for one batch.
 
     Parameters
@@ -165,7 +166,7 @@ def build_plan(
         visits.view(None, "embed")["ops"].append(("leaf", dict(EVERYWHERE)))
     if last_logits_only:
         visits.one_product_at_the_head()
-    logits: list[dict[str, Any]] = []
+    logits: list[View] = []
     stacked: dict[str, list[int]] = {}
     names = [capture.name for capture in captures]
     if len(set(names)) != len(names):
@@ -219,7 +220,7 @@ def shippable(args: Mapping[str, Any]) -> dict[str, Any]:
     return {k: form(v) for k, v in args.items()}
 
 
-def _view(site: str, place: Place | None) -> dict[str, Any]:
+def _view(site: str, place: Place | None) -> View:
     return {
         "site": site,
         "view": place.view if place else None,
@@ -236,14 +237,14 @@ class _Visits:
     def __init__(self, arch: Architecture) -> None:
         self.arch = arch
         self.order = {site: i for i, site in enumerate(arch.places)}
-        self.by_place: dict[tuple[float, str, str], dict[str, Any]] = {}
+        self.by_place: dict[tuple[float, str, str], Visit] = {}
         self.first_layer = 0
 
-    def visit(self, rank: float, path: str, io: str) -> dict[str, Any]:
-        new = {"path": path, "io": io, "views": [], "decode": False}
+    def visit(self, rank: float, path: str, io: str) -> Visit:
+        new: Visit = {"path": path, "io": io, "views": [], "decode": False}
         return self.by_place.setdefault((rank, path, io), new)
 
-    def view(self, layer: int | None, site: str, *, through: str | None = None) -> dict[str, Any]:
+    def view(self, layer: int | None, site: str, *, through: str | None = None) -> View:
         """The view of a site, made on first use.
 
         ``through`` names the site whose module the view goes through, where that is not its own.
@@ -251,12 +252,12 @@ class _Visits:
         visit = self.visit_of(layer, through or site)
         for view in visit["views"]:
             if view["site"] == site and "whole" not in view:
-                return view  # type: ignore[no-any-return]
+                return view
         place = None if layer is None else self.arch.place(through or site)
         visit["views"].append(_view(site, place))
-        return visit["views"][-1]  # type: ignore[no-any-return]
+        return visit["views"][-1]
 
-    def visit_of(self, layer: int | None, site: str) -> dict[str, Any]:
+    def visit_of(self, layer: int | None, site: str) -> Visit:
         """The visit to the module of a site."""
         if layer is None:
             rank = -1.0 if site == "embed" else float(self.arch.n_layers)
@@ -271,15 +272,15 @@ class _Visits:
         path = f"{self.arch.block(layer)}.{place.path}".rstrip(".")
         return self.visit(layer + self._rank(site), path, place.io)
 
-    def whole(self, layer: int | None, site: str) -> dict[str, Any]:
+    def whole(self, layer: int | None, site: str) -> View:
         """A view of all that the module of a site has there, behind the views of its parts."""
         visit = self.visit_of(layer, site)
         visit["views"].append({**_view(site, None), "whole": True})
         if visit["io"] == "input":
             visit["views"][-1]["ops"].append(("branch", dict(EVERYWHERE)))
-        return visit["views"][-1]  # type: ignore[no-any-return]
+        return visit["views"][-1]
 
-    def edit_view(self, edit: Edit) -> dict[str, Any]:
+    def edit_view(self, edit: Edit) -> View:
         """The view an edit is applied at."""
         if edit.site != "resid_mid":
             return self.view(edit.layer, edit.site)
@@ -312,7 +313,7 @@ class _Visits:
         visit["views"].append(_view("logits", None))
         visit["views"][-1]["ops"].append(("contiguous", dict(EVERYWHERE)))
 
-    def in_order(self) -> list[dict[str, Any]]:
+    def in_order(self) -> list[Visit]:
         """Visits in execution order, each marked if it has work at decode steps."""
         out = [self.by_place[key] for key in sorted(self.by_place)]
         for visit in out:

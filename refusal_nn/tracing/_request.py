@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import PlainRequest, Plan
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Request:
     ----------
     inputs : mapping
         ``input_ids``, ``attention_mask``, ``position_ids``; tensors ``[row, token]``.
-    plan : dict
+    plan : Plan
         From ``build_plan``.
     options : mapping
         Arguments of the model's forward or generate.
@@ -32,11 +35,11 @@ class Request:
     """
 
     inputs: Mapping[str, torch.Tensor]
-    plan: dict[str, Any]
+    plan: Plan
     options: Mapping[str, Any] = field(default_factory=dict)
     generate: bool = False
 
-    def plain(self, device: torch.device | None = None) -> dict[str, Any]:
+    def plain(self, device: torch.device | None = None) -> PlainRequest:
         """The form that ships, its inputs on a device."""
         return {
             "inputs": {name: x.to(device) for name, x in self.inputs.items()},

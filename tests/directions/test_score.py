@@ -11,7 +11,7 @@ from refusal_nn.directions import admissible, extract, score, select
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.models import Model
 from refusal_nn.prompts import Prompts
-from refusal_nn.shipped.walk import smoothed_kl, smoothed_kl_slack
+from refusal_nn.shipped.reductions import smoothed_kl, smoothed_kl_slack
 from refusal_nn.testing import plain_module, tiny_model
 from tests.directions.conftest import TOKENS, made_prompts
 

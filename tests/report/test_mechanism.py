@@ -149,6 +149,17 @@ def test_what_patched_models_say_is_counted_and_shown(page: Page) -> None:
     ]
 
 
+@pytest.mark.parametrize(("limit", "alone"), [(1.2, False), (None, True)])
+def test_completions_that_no_likelihood_gates_are_said_to_be_so(
+    limit: float | None, alone: bool
+) -> None:
+    tree = mechanism.refusal_heads()
+    for into in ("sufficiency", "necessity"):
+        tree[f"completions_{into}"].attrs["nll_limit"] = limit
+    said = _tables(report.build([tree]), "Refusal heads")[-1]
+    assert ("by repetition alone" in said.caption) == alone
+
+
 def test_no_random_sets_of_heads_leave_dashes() -> None:
     run = mechanism.refusal_heads()
     run = xr.DataTree(run.to_dataset().drop_vars(["control_recovery", "draw"], errors="ignore"))

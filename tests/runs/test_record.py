@@ -16,8 +16,8 @@ from refusal_nn.attribution import attribute
 from refusal_nn.circuits import discover_circuit
 from refusal_nn.errors import RequestError
 from refusal_nn.runs import Analysis, declared_by
-from tests.attribution._made import LOG_ODDS, made_pairs
-from tests.families import tiny_model
+from refusal_nn.testing import random_pairs, tiny_model
+from tests.attribution._made import LOG_ODDS
 
 
 class StoppedError(Exception):
@@ -33,7 +33,7 @@ def stop_at(stage: str, batch: int) -> Any:
 
 
 def scored(keep: rn.Keeping, **options: Any) -> rn.Run:
-    pairs = made_pairs(6)
+    pairs = random_pairs(6)
     given = {"method": "eap", "check": False, **options}
     return rn.record(attribute, tiny_model("llama"), pairs, LOG_ODDS, **given, keep=keep)
 
@@ -77,7 +77,7 @@ def test_a_version_of_one_analysis_leaves_the_runs_of_others(
 
 def test_a_result_in_memory_a_saved_one_and_a_run_are_inputs_alike(tmp_path: Path) -> None:
     run = scored(rn.Keeping(tmp_path, "run"))
-    memory = attribute(tiny_model("llama"), made_pairs(6), LOG_ODDS, method="eap", check=False)
+    memory = attribute(tiny_model("llama"), random_pairs(6), LOG_ODDS, method="eap", check=False)
     assert memory.attrs["analysis"] == "attribute-edges"
     rn.save(memory, tmp_path / "saved")
     circuits = [
@@ -116,7 +116,7 @@ def test_the_old_functions_still_keep_runs_and_say_what_they_are_now(tmp_path: P
     old = rn.Keeping(tmp_path, "old")
     with pytest.warns(DeprecationWarning, match=r"attribute_run is now refusal_nn\.record"):
         run = attribute_run(
-            tiny_model("llama"), made_pairs(6), old, metric=LOG_ODDS, method="eap", check=False
+            tiny_model("llama"), random_pairs(6), old, metric=LOG_ODDS, method="eap", check=False
         )
     new = scored(rn.Keeping(tmp_path, "new"))
     xr.testing.assert_equal(run.tree.to_dataset().load(), new.tree.to_dataset().load())

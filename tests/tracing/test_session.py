@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ from hypothesis import strategies as st
 from nnsight.modeling.transformers import TransformersModel
 
 import refusal_nn as rn
-from refusal_nn.backends import Limits, Ndif, Service
+from refusal_nn.backends import DryRunBackend, Limits, Ndif, Preflight, Service
 from refusal_nn.backends._payload import Batches, Job, _compact, decompress
-from refusal_nn.backends._process import worker_of
+from refusal_nn.backends._process import Worker, worker_of
 from refusal_nn.backends._size import size_of
 from refusal_nn.backends.ndif._errors import TooMuchError, failure_of
 from refusal_nn.errors import BackendError, ModelError, PreflightError, UnavailableError
 from refusal_nn.interventions import DirectionalAblation
 from refusal_nn.shipped.job import pack, run_request, unpack
+from refusal_nn.store import JobLedger
 from refusal_nn.tracing import Capture, Ref, Start, forward_request, generate_request, pad, run
 
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23]]
@@ -111,6 +113,62 @@ def test_what_shared_requests_hold_is_there_for_every_batch(model) -> None:
     for results in (first, last):
         found, expected = results[0]["end"][mask], whole["end"][mask]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_dry_run_sends_its_process_the_bytes_that_a_server_would_get(model, monkeypatch) -> None:
+    dry = replace(model, backend=DryRunBackend(), verified=False)
+    sent: list[bytes] = []
+    made: list[bytes] = []
+    ask, block = Worker.ask, Batches.block
+
+    def making(self: Batches, job: Job) -> bytes:
+        made.append(block(self, job))
+        return made[-1]
+
+    def listening(self: Worker, blob: bytes, **options: float | None) -> dict[str, object]:
+        sent.append(blob)
+        return ask(self, blob, **options)
+
+    monkeypatch.setattr(Worker, "ask", listening)
+    monkeypatch.setattr(Batches, "block", making)
+    stream = dry.backend.stream(dry, [3, 5], lambda i: batch_requests(model), [], JobLedger())
+    found = dict(stream)
+    assert len(sent) == 1  # both batches, and the check with them
+    assert sent == made
+    monkeypatch.setattr(Preflight, "check", lambda self, block: None)
+    batches = Batches(remote_of(model), lambda i: batch_requests(model))
+    blob = batches.blob(batches.job([3, 5]))
+    assert decompress(blob) == made[1]
+    assert abs(len(made[1]) - len(made[0])) < 100  # but for names of objects the same job
+    assert dry.verified
+    expected = run(model, batch_requests(model))
+    for results in (found[3], found[5]):
+        for got, want in zip(results, expected, strict=True):
+            for name in want:
+                torch.testing.assert_close(got[name], want[name], rtol=0, atol=1e-5)
+
+
+def test_the_first_job_of_a_model_is_read_elsewhere_before_any_is_sent(model, monkeypatch) -> None:
+    read: list[bytes] = []
+    monkeypatch.setattr(Preflight, "check", lambda self, block: read.append(block))
+    twin = remote_of(model)
+    batches = Batches(twin, lambda i: batch_requests(model))
+    first = decompress(batches.blob(batches.job([0])))
+    assert read == [first]
+    batches.blob(batches.job([1]))
+    assert len(read) == 1  # what follows is made of the same parts
+    other = remote_of(model)
+    Batches(other, lambda i: []).blob(Job((0,), ((),)))
+    assert len(read) == 2
+
+    def refuses(self: Preflight, block: bytes) -> None:
+        raise PreflightError("cannot be read.")
+
+    monkeypatch.setattr(Preflight, "check", refuses)
+    refused = remote_of(model)
+    for _ in range(2):  # nor is it sent the second time
+        with pytest.raises(PreflightError, match="cannot be read"):
+            refused.backend.run(refused, batch_requests(model))
 
 
 def test_the_check_travels_until_it_has_passed(model) -> None:

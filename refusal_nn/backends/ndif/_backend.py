@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -30,6 +30,9 @@ from refusal_nn.models._catalogue import ON_SERVERS
 from refusal_nn.models._hashes import weights_hash
 from refusal_nn.store import JobLedger
 from refusal_nn.tracing import Request, Results
+
+if TYPE_CHECKING:
+    from refusal_nn.shipped.plans import Facts
 
 
 @dataclass(eq=False)
@@ -209,7 +212,7 @@ class Ndif(Backend):
 
         return {name for name in own | named if not installed(name)}
 
-    def check_facts(self, model: Model, facts: Mapping[str, Any]) -> None:
+    def check_facts(self, model: Model, facts: Facts) -> None:
         """Compare what the server tells of its model with what is known here; once a process.
 
         Raises
