@@ -25,10 +25,8 @@ import torch
 from _model import make_model
 from edge_attribution import REFUSAL, Peak, make_pairs
 
-from refusal_nn.attribution import EdgeGraph, Metric, attribute, attribute_run
-from refusal_nn.models import Model
-from refusal_nn.prompts import Pairs
-from refusal_nn.runs import Keeping
+from refusal_nn.attribution import EdgeGraph, Metric, attribute
+from refusal_nn.runs import Keeping, record
 
 TOKENS = 16
 PAIRS = {"deep": (64, 640), "half-deep": (80, 160)}
@@ -77,12 +75,17 @@ def one(size: str, n: int) -> dict[str, Any]:
     metric = Metric.logit_difference(REFUSAL[:1], REFUSAL[1:2])
     attribute(model, make_pairs(1, TOKENS), metric, method="eap", check=False)  # imports, checks
     with tempfile.TemporaryDirectory() as folder:
-        keeping = Keeping(Path(folder))
         start = time.perf_counter()
         with Peak() as peak:
-            pairs = told_apart(model, make_pairs(n, TOKENS), metric)
-            run = attribute_run(
-                model, pairs, keeping, metric=metric, method="eap", batch_size=ROWS[size]
+            run = record(
+                attribute,
+                model,
+                make_pairs(n, TOKENS),
+                metric,
+                method="eap",
+                check=False,  # of a random model any pairs will do
+                batch_size=ROWS[size],
+                keep=Keeping(Path(folder)),
             )
         seconds = time.perf_counter() - start
         stored = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
@@ -96,18 +99,6 @@ def one(size: str, n: int) -> dict[str, Any]:
         "edges": graph.n_edges,
         **_measure.conditions(model),
     }
-
-
-def told_apart(model: Model, pairs: Pairs, metric: Metric) -> Pairs:
-    """The pairs with the prompt that has more of the metric as the clean one: else none are taken."""
-    found = attribute(model, pairs, metric, method="atp", level="node", check=False, batch_size=8)
-    rows = []
-    for row, swap in zip(
-        pairs.to_rows(), (found["clean_metric"] < found["corrupted_metric"]).values, strict=True
-    ):
-        ends = (row["corrupted"], row["clean"]) if swap else (row["clean"], row["corrupted"])
-        rows.append({**row, "clean": ends[0], "corrupted": ends[1]})
-    return Pairs.from_rows(rows, name=pairs.name)
 
 
 if __name__ == "__main__":

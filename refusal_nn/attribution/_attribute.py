@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from refusal_nn.attribution._exact import exact_edges, exact_nodes
+from refusal_nn.attribution._exact import exact_scores
 from refusal_nn.attribution._gradient import gradient_passes, points
 from refusal_nn.attribution._summary import summary
 from refusal_nn.contrasts._align import align
+from refusal_nn.contrasts._contrast import SIDES, Contrast, Measured
 from refusal_nn.contrasts._metric import Metric, resolve_metric
-from refusal_nn.contrasts._told_apart import check_told_apart
 from refusal_nn.errors import RequestError
 from refusal_nn.models._blocks import block_places
 from refusal_nn.models._graph import EdgeGraph
@@ -111,54 +111,39 @@ def attribute(
     ----------
     Nanda 2023 (AtP); Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG).
     """
+    # all that can be refused without a pass is, so that nothing half-made is left
     check_options(model, metric, method, level, steps)
     rows = rows_asked(model, batch_size)
     aligned = align(model, pairs)
-    block_places(
-        model
-    )  # all that can be refused without a pass is, so that nothing half-made is left
+    block_places(model)
     rec = recorder if recorder is not None else MemoryRecorder()
     metric = resolve_metric(model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed)
+    contrast = Contrast(model, pairs, metric, aligned=aligned)
     graph = EdgeGraph.of(model.arch)
-    template = _template(model, pairs, graph, level)
-
-    def told_apart(both: xr.Dataset) -> None:
-        if check:
-            clean, corrupted = both["clean_metric"].values, both["corrupted_metric"].values
-            check_told_apart(pairs, clean, corrupted, metric)
-
+    template = _template(contrast, graph, level)
     if method == "exact":
-        work = exact_edges if level == "edge" else exact_nodes
         # before the many passes, from the two runs alone
-        found = work(model, aligned, metric, template, rows=rows, recorder=rec, check=told_apart)
+        both = contrast.measured(rec, rows=rows, check=check)
+        found = exact_scores(contrast, template, level, rows=rows, recorder=rec)
     else:
         fractions, weights = points(method, steps)
         size = max(1, rows // len(fractions))
         if batch_size is None:  # a model of many heads has more scores than activations
             size = min(size, max(1, _REGION_BYTES // template.isel(prompt=[0]).nbytes))
         batches = batches_of(len(pairs), size, "prompt")
-        passes = gradient_passes(
-            model,
-            aligned,
-            metric,
-            template,
-            batches,
-            fractions=fractions,
-            weights=weights,
-            level=level,
+        template = template.assign(
+            {f"{side}_metric": ("prompt", np.full(len(pairs), np.nan)) for side in SIDES}
         )
+        options: dict[str, Any] = {"fractions": fractions, "weights": weights, "level": level}
+        passes = gradient_passes(contrast, template, batches, **options)
         found = rec.stage(f"{level}_scores", template, batches, passes)
-        told_apart(found)
-    table = pairs.to_dataset()
-    found = found.assign(
-        {name: table[name] for name in ("clean_text", "corrupted_text")}
-        | summary(found, level, pairs.family)
-    )
+        both = Measured(contrast, *(found[f"{side}_metric"].values for side in SIDES))
+        if check:
+            both.check_told_apart()
+    found = found.assign(both.variables() | summary(found, level, pairs.family))
     found.attrs = {
-        **model.identity(),
-        **table.attrs,
+        **contrast.attrs(),
         **graph.to_attrs(),
-        **metric.to_attrs(),
         "method": method,
         "level": level,
         "steps": steps if method == "eap-ig" else 0,
@@ -209,17 +194,11 @@ def check_options(model: Model, metric: Metric | None, method: str, level: str, 
         )
 
 
-def _template(model: Model, pairs: Pairs, graph: EdgeGraph, level: str) -> xr.Dataset:
-    dtype = np.float64 if model.dtype == torch.float64 else np.float32
-    coords: dict[str, Any] = {str(k): v for k, v in pairs.to_dataset().coords.items()}
-    coords["src"] = np.array(graph.src, dtype=object)
-    shape: tuple[int, ...] = (len(pairs), len(graph.src))
-    if level == "edge":
-        coords["dst"] = np.array(graph.dst, dtype=object)
-        shape = (*shape, len(graph.dst))
+def _template(contrast: Contrast, graph: EdgeGraph, level: str) -> xr.Dataset:
+    dtype = np.float64 if contrast.model.dtype == torch.float64 else np.float32
+    sides = {"src": graph.src, "dst": graph.dst} if level == "edge" else {"src": graph.src}
+    shape = (len(contrast), *map(len, sides.values()))
     # one number that stands for all: a table for all prompts would not fit
-    scores = (("prompt", "src", "dst")[: len(shape)], np.broadcast_to(dtype(np.nan), shape))
-    metrics = {
-        m: ("prompt", np.full(len(pairs), np.nan)) for m in ("clean_metric", "corrupted_metric")
-    }
-    return xr.Dataset({f"{level}_score": scores, **metrics}, coords=coords)
+    scores = (("prompt", *sides), np.broadcast_to(dtype(np.nan), shape))
+    labels = {dim: np.array(names, dtype=object) for dim, names in sides.items()}
+    return xr.Dataset({f"{level}_score": scores}, contrast.labels() | labels)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from refusal_nn.contrasts._contrast import SIDES
 from refusal_nn.errors import WorkError
 from refusal_nn.interventions import Edit
 from refusal_nn.models._blocks import block_places
 from refusal_nn.models._graph import EdgeGraph
 from refusal_nn.shipped.edges import edge_scores, node_scores
-from refusal_nn.tracing import Capture, ListedPasses, Ref, Request, Results, forward_request, pad
+from refusal_nn.tracing import Answers, Capture, Passes, Work
 
 if TYPE_CHECKING:
-    from refusal_nn.contrasts._align import AlignedPairs
-    from refusal_nn.contrasts._metric import Metric
-    from refusal_nn.models import Model
+    from refusal_nn.contrasts import Contrast
+    from refusal_nn.tracing._jobs import Collect
 
 _AFTER = {"edge": edge_scores.__name__, "node": node_scores.__name__}
 
@@ -46,23 +46,19 @@ def points(method: str, steps: int) -> tuple[list[float], list[float]]:
 
 
 def gradient_passes(
-    model: Model,
-    aligned: AlignedPairs,
-    metric: Metric,
+    contrast: Contrast,
     template: xr.Dataset,
     batches: list[dict[str, slice]],
     *,
     fractions: list[float],
     weights: list[float],
     level: str,
-) -> ListedPasses:
+) -> Passes:
     """What each batch asks of the model, and the scores in its answers.
 
     Parameters
     ----------
-    model : Model
-    aligned : AlignedPairs
-    metric : Metric
+    contrast : Contrast
     template : xarray.Dataset
         Of the stage: ``edge_score`` or ``node_score``, ``clean_metric``, ``corrupted_metric``.
     batches : list of dict
@@ -71,6 +67,7 @@ def gradient_passes(
         See :func:`points`.
     level : {"edge", "node"}
     """
+    model, metric = contrast.model, contrast.metric
     graph = EdgeGraph.of(model.arch)
     places = block_places(model)
     last = metric.reads_after(model) - 1
@@ -100,19 +97,18 @@ def gradient_passes(
         metric.readout(model, keep=True),
     ]
 
-    def requests(i: int) -> list[Request]:
-        rows = batches[i]["prompt"]
-        clean = pad(aligned.clean_rows[rows], model.pad_token)
-        corrupted = pad(aligned.corrupted_rows[rows], model.pad_token)
+    def batch(i: int, work: Work) -> Collect:
+        clean, corrupted = (contrast.batch(s, batches[i]["prompt"]) for s in SIDES)
         n = len(clean.lengths)
+        other = work.forward(corrupted, held)
         edits = []
         if any(fractions):
-            embeddings = Ref(0, "embed", rows=list(range(n)) * len(fractions))
+            embeddings = other.held("embed", rows=list(range(n)) * len(fractions))
             part = np.repeat(fractions, n)
             edits.append(
                 Edit(None, "embed", "interpolate", {"fraction": part, "value": embeddings})
             )
-        after = {
+        args = {
             "places": places,
             "parallel": graph.parallel,
             "prefix": graph.prefix.tolist(),
@@ -120,42 +116,26 @@ def gradient_passes(
             "weights": weights,
             "metric": metric.plain(),
             "mask": clean.mask,
-            "input": Ref(0, "input"),
-            "z": Ref(0, "z"),
-            "mlp": Ref(0, "mlp"),
-            "corrupted_readout": Ref(0, "readout"),
+            **{name: other.held(name) for name in ("input", "z", "mlp")},
+            "corrupted_readout": other.held("readout"),
         }
-        return [
-            forward_request(model, corrupted, held),
-            forward_request(
-                model,
-                clean.repeat(len(fractions)),
-                live,
-                edits,
-                gradient=True,
-                after=(_AFTER[level], after),
-            ),
-        ]
+        rows = clean.repeat(len(fractions))
+        asked = work.forward(rows, live, edits, gradient=True, after=(_AFTER[level], args))
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        part = template.isel(batches[i])
-        name = f"{level}_score"
-        scores = results[-1][name].numpy()
-        if not np.isfinite(scores).all():
-            raise WorkError(
-                f"model {model.name!r} gave gradients that are not finite; load it in another --dtype."
-            )
-        whole = np.full(part[name].shape, np.nan, dtype=template[name].dtype)
-        if level == "edge":
-            whole[:, graph.mask] = scores
-        else:
-            whole[...] = scores
-        return part.assign(
-            {
-                name: (template[name].dims, whole),
-                "clean_metric": ("prompt", results[-1]["metric_clean"].numpy()),
-                "corrupted_metric": ("prompt", results[-1]["metric_corrupted"].numpy()),
-            }
-        )
+        def collect(answers: Answers) -> xr.Dataset:
+            found = {key: value.numpy() for key, value in answers[asked].items()}
+            name = f"{level}_score"
+            if not np.isfinite(found[name]).all():
+                raise WorkError(
+                    f"model {model.name!r} gave gradients that are not finite; load it in another "
+                    "--dtype."
+                )
+            part = template.isel(batches[i])
+            whole = np.full(part[name].shape, np.nan, dtype=template[name].dtype)
+            whole[:, graph.mask if level == "edge" else slice(None)] = found[name]
+            metrics = {f"{side}_metric": ("prompt", found[f"metric_{side}"]) for side in SIDES}
+            return part.assign({name: (template[name].dims, whole), **metrics})
 
-    return ListedPasses(model, requests, collect)
+        return collect
+
+    return Passes(model, batch)

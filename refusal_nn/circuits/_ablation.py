@@ -9,16 +9,17 @@ import numpy as np
 import torch
 import xarray as xr
 
-from refusal_nn.circuits._requests import Means, sources_request
+from refusal_nn.circuits._requests import Means, ask_sources
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.runs._batches import rows_asked
-from refusal_nn.tracing import ListedPasses, Request, Results, pad
+from refusal_nn.tracing import Answers, Handle, Passes, Work, pad
 
 if TYPE_CHECKING:
-    from refusal_nn.contrasts._align import AlignedPairs
+    from refusal_nn.contrasts import Contrast
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
     from refusal_nn.store import Recorder
+    from refusal_nn.tracing._jobs import Collect
 
 ABLATIONS = ("resample", "mean", "zero")
 _SUMS = ("input_sum", "z_sum", "mlp_sum")
@@ -86,19 +87,13 @@ def ablation_of(
     return Ablation(kind, _means(model, rows, batch_size, recorder))
 
 
-def ablated_runs(
-    model: Model, ablation: Ablation, aligned: AlignedPairs, rows: slice
-) -> tuple[list[Request], int | Means | None]:
-    """Requests that hold what pairs' excluded edges carry, and how a circuit's pass refers to it.
-
-    The requests come first in their batch.
-    """
-    if ablation.kind == "zero":
-        return [], None
-    if ablation.means is not None:
-        return [], ablation.means
-    corrupted = pad(aligned.corrupted_rows[rows], model.pad_token)
-    return [sources_request(model, corrupted)], 0
+def ablated_run(
+    work: Work, contrast: Contrast, ablation: Ablation, rows: slice
+) -> Handle | Means | None:
+    """What pairs' excluded edges carry, for :func:`ask_circuits`; asks for the run that holds it."""
+    if ablation.kind == "resample":
+        return ask_sources(work, contrast.batch("corrupted", rows))
+    return ablation.means
 
 
 def _means(
@@ -136,21 +131,22 @@ def _means(
     )
     batches = [{"block": slice(i, i + 1)} for i in range(len(groups))]
 
-    def requests(i: int) -> list[Request]:
-        batch = pad([rows[r] for r in groups[i]], model.pad_token)
-        return [sources_request(model, batch, total=True)]
+    def batch(i: int, work: Work) -> Collect:
+        asked = ask_sources(work, pad([rows[r] for r in groups[i]], model.pad_token), total=True)
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        part = template.isel(block=batches[i]["block"]).copy(deep=True)
-        for name in _SUMS:
-            total = results[0][name.removesuffix("_sum")].numpy()
-            axis = part[name].dims.index("position") - 1
-            missing = width - total.shape[axis]
-            lead = [(missing if a == axis else 0, 0) for a in range(total.ndim)]
-            part[name].values[0] = np.pad(total, lead)
-        return part
+        def collect(answers: Answers) -> xr.Dataset:
+            part = template.isel(block=batches[i]["block"]).copy(deep=True)
+            for name in _SUMS:
+                total = answers[asked][name.removesuffix("_sum")].numpy()
+                axis = part[name].dims.index("position") - 1
+                missing = width - total.shape[axis]
+                lead = [(missing if a == axis else 0, 0) for a in range(total.ndim)]
+                part[name].values[0] = np.pad(total, lead)
+            return part
 
-    sums = recorder.stage("means", template, batches, ListedPasses(model, requests, collect))
+        return collect
+
+    sums = recorder.stage("means", template, batches, Passes(model, batch))
     reach = np.zeros(width)
     for group in groups:
         reach[width - len(rows[group[0]]) :] += len(group)

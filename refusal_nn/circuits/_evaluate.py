@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.attribution import EdgeGraph, Metric
 from refusal_nn.circuits._ablation import ABLATIONS, ablation_of
 from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, Circuit
 from refusal_nn.circuits._discover import choose, size_of, supporting
@@ -21,7 +20,7 @@ from refusal_nn.circuits._faithfulness import (
 )
 from refusal_nn.circuits._measure import Bench, measure
 from refusal_nn.circuits._nulls import NULLS, check_nulls, p_value, random_circuits
-from refusal_nn.contrasts._align import align
+from refusal_nn.contrasts import Contrast
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.prompts import overlaps
 from refusal_nn.runs._batches import rows_asked
@@ -31,6 +30,7 @@ from refusal_nn.store import MemoryRecorder
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from refusal_nn.contrasts import Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
     from refusal_nn.stats import Estimate
@@ -67,12 +67,11 @@ def bench_of(
     rows_asked(model, batch_size)
     if discovery is not None:
         check_apart(discovery, pairs)
-    aligned = align(model, pairs)
+    contrast = Contrast(model, pairs, metric)
     rec = recorder if recorder is not None else MemoryRecorder()
     values = ablation_of(model, ablation, discovery, batch_size=batch_size, recorder=rec)
-    values.check(aligned.lengths)
-    graph = EdgeGraph.of(model.arch)
-    return Bench(model, graph, pairs, aligned, metric, values, rec, batch_size)
+    values.check(contrast.aligned.lengths)
+    return Bench(contrast, values, recorder=rec, batch_size=batch_size)
 
 
 def check_apart(seen: Pairs, pairs: Pairs) -> None:
@@ -216,7 +215,7 @@ def evaluate(
     check_difference(whole, nothing, positive=metric.signed, **options)
     found = faithfulness(table[2], whole, nothing, **options)
     rest = faithfulness(table[3], whole, nothing, **options)
-    labels = {str(k): v for k, v in pairs.to_dataset().coords.items()}
+    labels = bench.labels()
     root = xr.Dataset(
         {
             "circuit_metric": (("circuit", "prompt"), table),
@@ -235,9 +234,7 @@ def evaluate(
         groups["minimality"] = _minimality(bench, circuit, table[2], whole, nothing, options)
     root.attrs = {
         **{k: v for k, v in circuit.attrs.items() if k not in (FOUND_PAIRS, FOUND_FAMILIES)},
-        **metric.to_attrs(),
-        **model.identity(),
-        **pairs.to_dataset().attrs,
+        **bench.attrs(),
         "ablation": ablation,
         "interval": found.method,
         "n_kept": circuit.n_kept,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refusal_nn import stats
-from refusal_nn.errors import PromptError
+from refusal_nn.contrasts._told_apart import check_differs
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -67,22 +67,14 @@ def check_difference(
     ------
     PromptError
     """
-    found = stats.paired_difference(model, nothing, **options)
-    known = np.isfinite(found.low)
-    # one family has no interval: then the difference itself must do
-    if (known and not found.low <= 0 <= found.high) or (not known and found.value != 0):
-        if not positive or found.value > 0:
-            return
-        raise PromptError(
-            f"the metric is lower by {-found.value:.3g} in the model than in the ablated model on these "
-            f"{found.n} pairs, so the wrong prompts are refused; swap the columns clean (harmful) and "
-            "corrupted (harmless), or use pairs the model tells apart."
-        )
-    interval = f" (interval {found.low:.3g} to {found.high:.3g})" if known else ""
-    raise PromptError(
-        f"the metric differs by {found.value:.3g}{interval} between the model and the ablated model on "
-        f"these {found.n} pairs, so faithfulness, a share of that difference, is undefined; use pairs "
-        "whose two prompts the model tells apart, more of them, or another metric or ablation."
+    check_differs(
+        model,
+        nothing,
+        sides=("the model", "the ablated model"),
+        undefined="faithfulness, a share of that difference,",
+        others="or another metric or ablation",
+        positive=positive,
+        **options,
     )
 
 

@@ -3,67 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from refusal_nn.circuits._ablation import Ablation, ablated_runs
-from refusal_nn.circuits._requests import bytes_per_row, circuits_request
-from refusal_nn.errors import RequestError, WorkError
-from refusal_nn.runs._batches import rows_per_pass
-from refusal_nn.tracing import ListedPasses, Ref, Request, Results, forward_request, pad
+from refusal_nn.circuits._ablation import ablated_run
+from refusal_nn.circuits._requests import ask_circuits, bytes_per_row
+from refusal_nn.contrasts import Contrast
+from refusal_nn.errors import WorkError
+from refusal_nn.models._graph import EdgeGraph
+from refusal_nn.runs._batches import rows_asked, rows_per_pass
+from refusal_nn.store import MemoryRecorder
+from refusal_nn.tracing import Answers, Passes, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from refusal_nn.attribution import EdgeGraph, Metric
-    from refusal_nn.contrasts._align import AlignedPairs
-    from refusal_nn.models import Model
-    from refusal_nn.prompts import Pairs
+    from refusal_nn.circuits._ablation import Ablation
     from refusal_nn.store import Recorder
+    from refusal_nn.tracing._jobs import Collect
 
 _PASS_BYTES = 1 << 30
 _CIRCUITS_PER_BATCH = 64
 _CIRCUITS_PER_PASS = 8
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What circuits are measured on: everything but the circuits.
+class Bench(Contrast):
+    """A contrast whose clean runs can be cut down to circuits.
+
+    Parameters
+    ----------
+    contrast : Contrast
+    ablation : Ablation
+        What edges outside a circuit carry.
+    recorder : Recorder, optional
+        Default in memory.
+    batch_size : int, optional
+        Rows of a pass; by the model's width and the memory of a row when None.
 
     Attributes
     ----------
-    model : Model
     graph : EdgeGraph
-    pairs : Pairs
-    aligned : AlignedPairs
-    metric : Metric
-    ablation : Ablation
-    recorder : Recorder
-    batch_size : int or None
-        Rows of a pass; by the model's width and the memory of a row when None.
+    ablation, recorder, rows
+        As given, or made of it.
     """
 
-    model: Model
-    graph: EdgeGraph
-    pairs: Pairs
-    aligned: AlignedPairs
-    metric: Metric
-    ablation: Ablation
-    recorder: Recorder
-    batch_size: int | None = None
-
-    @property
-    def rows(self) -> int:
-        """Rows of a pass."""
-        if self.batch_size is not None:
-            if self.batch_size < 1:
-                raise RequestError(f"batch size must be at least 1, got {self.batch_size}.")
-            return self.batch_size
-        one = bytes_per_row(self.model, self.graph, max(self.aligned.lengths))
-        return max(1, min(rows_per_pass(self.model), _PASS_BYTES // one))
+    def __init__(
+        self,
+        contrast: Contrast,
+        ablation: Ablation,
+        *,
+        recorder: Recorder | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(contrast.model, contrast.pairs, contrast.metric, aligned=contrast.aligned)
+        self.graph = EdgeGraph.of(self.model.arch)
+        self.ablation = ablation
+        self.recorder = recorder if recorder is not None else MemoryRecorder()
+        if batch_size is None:
+            one = bytes_per_row(self.model, self.graph, max(self.aligned.lengths))
+            self.rows = max(1, min(rows_per_pass(self.model), _PASS_BYTES // one))
+        else:
+            self.rows = rows_asked(self.model, batch_size)
 
 
 def measure(
@@ -92,7 +94,7 @@ def measure(
     where = [at.index(i) for i in range(len(first))]
     kept = np.stack([circuits[i] for i in where])
     names = [labels[i] for i in where]
-    n = len(bench.pairs)
+    n = len(bench)
     circuits_a_pass = min(len(kept), _CIRCUITS_PER_PASS, bench.rows)
     pairs_a_pass = min(n, max(1, bench.rows // circuits_a_pass))
     circuits_a_pass = min(len(kept), max(1, bench.rows // pairs_a_pass))
@@ -105,28 +107,21 @@ def measure(
         for c in range(0, len(kept), per_batch)
         for p in range(0, n, pairs_a_pass)
     ]
-    labelled = bench.pairs.to_dataset().coords
     template = xr.Dataset(
         {"circuit_metric": (("circuit", "prompt"), np.full((len(kept), n), np.nan))},
-        coords={
-            "circuit": np.array(names, dtype=object),
-            **{str(k): v for k, v in labelled.items()},
-        },
+        coords={"circuit": np.array(names, dtype=object), **bench.labels()},
     )
 
-    def requests(i: int) -> list[Request]:
+    def batch(i: int, work: Work) -> Collect:
         chosen, rows = batches[i]["circuit"], batches[i]["prompt"]
-        clean = pad(bench.aligned.clean_rows[rows], bench.model.pad_token)
-        before, ablated = ablated_runs(bench.model, bench.ablation, bench.aligned, rows)
-        # only kl compares with the clean run; it is held for it below
+        ablated = ablated_run(work, bench, bench.ablation, rows)
+        clean = bench.batch("clean", rows)
         args: dict[str, Any] = {"metric": bench.metric.plain(), "clean_rows": 0}
-        if bench.metric.kind == "kl":
-            reference = bench.metric.readout(bench.model, keep=True)
-            args["clean"] = Ref(len(before), "readout")
-            before = [*before, forward_request(bench.model, clean, [reference])]
-        return before + [
-            circuits_request(
-                bench.model,
+        if bench.metric.relative:
+            args["clean"] = work.forward(clean, bench.held()).held("readout")
+        asked = [
+            ask_circuits(
+                work,
                 bench.graph,
                 clean,
                 kept[start : min(start + circuits_a_pass, chosen.stop)],
@@ -137,17 +132,18 @@ def measure(
             for start in range(chosen.start, chosen.stop, circuits_a_pass)
         ]
 
-    def collect(i: int, results: Results) -> xr.Dataset:
-        part = template.isel(batches[i])
-        values = np.concatenate([r["metric"].numpy() for r in results if "metric" in r])
-        if not np.isfinite(values).all():
-            raise WorkError(
-                f"model {bench.model.name!r} gave a metric that is not finite in a circuit's run; "
-                "load it in another --dtype."
-            )
-        shape = part["circuit_metric"].shape
-        return part.assign(circuit_metric=(("circuit", "prompt"), values.reshape(shape)))
+        def collect(answers: Answers) -> xr.Dataset:
+            part = template.isel(batches[i])
+            values = np.concatenate([m.numpy() for m in answers.each(asked, "metric")])
+            if not np.isfinite(values).all():
+                raise WorkError(
+                    f"model {bench.model.name!r} gave a metric that is not finite in a circuit's run; "
+                    "load it in another --dtype."
+                )
+            shape = part["circuit_metric"].shape
+            return part.assign(circuit_metric=(("circuit", "prompt"), values.reshape(shape)))
 
-    passes = ListedPasses(bench.model, requests, collect)
-    found = bench.recorder.stage(name, template, batches, passes)["circuit_metric"].values
-    return np.asarray(found, dtype=np.float64)[at]
+        return collect
+
+    found = bench.recorder.stage(name, template, batches, Passes(bench.model, batch))
+    return np.asarray(found["circuit_metric"].values, dtype=np.float64)[at]

@@ -9,23 +9,24 @@ import torch
 
 from refusal_nn.interventions import Edit
 from refusal_nn.models._blocks import block_places
-from refusal_nn.tracing import Batch, Capture, Ref, Request, forward_request
+from refusal_nn.tracing import Batch, Capture, Handle, Ref, Work
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import EdgeGraph, Metric
+    from refusal_nn.contrasts import Metric
     from refusal_nn.models import Model
+    from refusal_nn.models._graph import EdgeGraph
 
 _CACHE_BYTES = 1 << 29
 Means = dict[str, list[torch.Tensor]]
 """Ablated values by name, a tensor a layer: ``[1, token, ...]``."""
 
 
-def sources_request(model: Model, batch: Batch, *, total: bool = False) -> Request:
+def ask_sources(work: Work, batch: Batch, *, total: bool = False) -> Handle:
     """A plain run of prompts that holds what every writer contributes.
 
     Parameters
     ----------
-    model : Model
+    work : Work
     batch : Batch
     total : bool
         Add up the rows and return the sums instead of holding them; for rows of equal length.
@@ -36,43 +37,42 @@ def sources_request(model: Model, batch: Batch, *, total: bool = False) -> Reque
         Capture("z", "z", keep=keep),
         Capture("mlp", "mlp_out", keep=keep),
     ]
-    writers = [places["writer"] for places in block_places(model)]
+    writers = [places["writer"] for places in block_places(work.model)]
     after = ("circuit_sources", {"places": writers, "sum": total})
-    return forward_request(model, batch, captures, after=after)
+    return work.forward(batch, captures, after=after)
 
 
-def circuits_request(
-    model: Model,
+def ask_circuits(
+    work: Work,
     graph: EdgeGraph,
     batch: Batch,
     kept: np.ndarray,
     metric: Metric,
     *,
-    ablated: int | Means | None,
+    ablated: Handle | Means | None,
     after: tuple[str, dict[str, Any]] | None = None,
-) -> Request:
+) -> Handle:
     """Several circuits on the same pairs, in one pass.
 
     Parameters
     ----------
-    model : Model
+    work : Work
     graph : EdgeGraph
     batch : Batch
         The clean prompts, once; the pass has ``len(kept)`` times its rows, circuit first.
     kept : array, ``[circuit, src, dst]`` bool
     metric : Metric
         Decides what is read, and so where the reader ``logits`` is.
-    ablated : int, dict or None
-        What excluded edges carry: the writers that this request of the batch held
-        (:func:`sources_request`, the same pairs), given tensors aligned at the last token, or zero.
+    ablated : Handle, dict or None
+        What excluded edges carry: the writers that a run of the same pairs holds
+        (:func:`ask_sources`), given tensors aligned at the last token, or zero.
     after : (str, dict), optional
         What is made of the capture ``readout``, see :func:`refusal_nn.tracing.forward_request`.
     """
-    rows = batch.repeat(len(kept))
-    edits = _edits(
-        model, graph, batch, np.asarray(kept, dtype=bool), ablated, metric.reads_after(model)
-    )
-    return forward_request(model, rows, [metric.readout(model)], edits, after=after)
+    model = work.model
+    excluded = ~np.asarray(kept, dtype=bool)
+    edits = _edits(model, graph, batch, excluded, ablated, metric.reads_after(model))
+    return work.forward(batch.repeat(len(kept)), [metric.readout(model)], edits, after=after)
 
 
 def bytes_per_row(model: Model, graph: EdgeGraph, width: int) -> int:
@@ -86,12 +86,11 @@ def _edits(
     model: Model,
     graph: EdgeGraph,
     batch: Batch,
-    kept: np.ndarray,
-    ablated: int | Means | None,
+    excluded: np.ndarray,
+    ablated: Handle | Means | None,
     depth: int,
 ) -> list[Edit]:
-    circuits = len(kept)
-    excluded = ~kept
+    circuits = len(excluded)
     blocks = block_places(model)
     size = 8 if model.dtype == torch.float64 else 4
     every = len(graph.src) * circuits * batch.ids.numel() * model.d_model * size
@@ -144,11 +143,13 @@ def _excluded(graph: EdgeGraph, excluded: np.ndarray, start: int, stop: int) -> 
     return torch.from_numpy(excluded[:, :seen, start:stop].transpose(0, 2, 1).copy())
 
 
-def _value(ablated: int | Means | None, name: str, layer: int | None) -> Ref | torch.Tensor | None:
+def _value(
+    ablated: Handle | Means | None, name: str, layer: int | None
+) -> Ref | torch.Tensor | None:
     if ablated is None:
         return None
-    if isinstance(ablated, int):
-        return Ref(ablated, name, layer=layer)
+    if isinstance(ablated, Handle):
+        return ablated.held(name, layer=layer)
     return ablated[name][layer or 0]
 
 

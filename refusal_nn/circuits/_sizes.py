@@ -222,9 +222,7 @@ class _Search:
     def table(self) -> xr.Dataset:
         """What was tried, by size."""
         sizes = sorted(self.metric)
-        labels: dict[str, Any] = {
-            str(k): v for k, v in self.bench.pairs.to_dataset().coords.items()
-        }
+        labels = self.bench.labels()
         return xr.Dataset(
             {
                 "edges_kept": ("circuit", [int(self.kept[n].sum()) for n in sizes]),

@@ -8,9 +8,16 @@ import torch
 
 from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import _requests
+<<<<<<< HEAD
 from refusal_nn.circuits._requests import circuits_request, sources_request
 from refusal_nn.testing import FAMILIES, CircuitRuns, plain_module, tiny_model
 from refusal_nn.tracing import Capture, forward_request, pad, run
+=======
+from refusal_nn.circuits._requests import ask_circuits, ask_sources
+from refusal_nn.tracing import Capture, Work, forward_request, pad, run
+from tests.circuits.reference import Reference
+from tests.families import FAMILIES, plain_module, tiny_model
+>>>>>>> 82694cf (Attribution and circuits start from a Contrast, and ask through handles)
 
 LENGTHS = (9, 7, 8)
 
@@ -50,12 +57,11 @@ def measured(family: str, dtype, kept, clean, corrupted, *, ablated="corrupted",
     model = tiny_model(family, dtype)
     graph = EdgeGraph.of(model.arch)
     batch = pad(clean, 0, padding_side=side)
-    requests = []
+    work = Work(model)
     if ablated == "corrupted":
-        requests.append(sources_request(model, pad(corrupted, 0, padding_side=side)))
-    values = 0 if ablated == "corrupted" else ablated
-    requests.append(circuits_request(model, graph, batch, kept, Read(side), ablated=values))
-    out = run(model, requests)[-1]["readout"][:, 0].double().log_softmax(-1)
+        ablated = ask_sources(work, pad(corrupted, 0, padding_side=side))
+    ask_circuits(work, graph, batch, kept, Read(side), ablated=ablated)
+    out = run(model, work.requests)[-1]["readout"][:, 0].double().log_softmax(-1)
     return out.unflatten(0, (len(kept), len(clean)))
 
 
@@ -143,14 +149,10 @@ def test_it_runs_where_this_package_is_not_installed():
     graph = EdgeGraph.of(local.arch)
     kept = some_circuits(graph)
     batch, corrupted = pad(rows(1), 0), pad(rows(2), 0)
-    found = [
-        run(
-            model,
-            [
-                sources_request(model, corrupted),
-                circuits_request(model, graph, batch, kept, Read("left"), ablated=0),
-            ],
-        )[1]["readout"]
-        for model in (local, dry)
-    ]
+    found = []
+    for model in (local, dry):
+        work = Work(model)
+        sources = ask_sources(work, corrupted)
+        ask_circuits(work, graph, batch, kept, Read("left"), ablated=sources)
+        found.append(run(model, work.requests)[1]["readout"])
     assert torch.equal(*found)
