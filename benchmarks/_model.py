@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from refusal_nn.models import Model
-from refusal_nn.models._model import wrap_model
+from refusal_nn.models import Model, wrap_model
 from refusal_nn.prompts import Prompts
 
 GAIN = 2.0

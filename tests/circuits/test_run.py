@@ -8,16 +8,9 @@ import torch
 
 from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import _requests
-<<<<<<< HEAD
-from refusal_nn.circuits._requests import circuits_request, sources_request
-from refusal_nn.testing import FAMILIES, CircuitRuns, plain_module, tiny_model
-from refusal_nn.tracing import Capture, forward_request, pad, run
-=======
 from refusal_nn.circuits._requests import ask_circuits, ask_sources
+from refusal_nn.testing import FAMILIES, CircuitRuns, plain_module, tiny_model
 from refusal_nn.tracing import Capture, Work, forward_request, pad, run
-from tests.circuits.reference import Reference
-from tests.families import FAMILIES, plain_module, tiny_model
->>>>>>> 82694cf (Attribution and circuits start from a Contrast, and ask through handles)
 
 LENGTHS = (9, 7, 8)
 
