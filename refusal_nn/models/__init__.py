@@ -1,6 +1,6 @@
 """Models: which one, where its parts are, how its chat template ends.
 
-Nothing is imported until it is used, so that :mod:`refusal_nn.models.sites` costs no torch.
+Of ours nothing is imported until it is used, so that :mod:`refusal_nn.models.sites` costs no torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from refusal_nn._renamed import renamed
+from refusal_nn.models import _anyio  # noqa: F401 - before a script that imports us imports nnsight
 
 if TYPE_CHECKING:
     from refusal_nn.models._architecture import Architecture, Place, build_architecture
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from refusal_nn.models._catalogue import EMBEDDED, embedded_path
     from refusal_nn.models._chat import Chat
     from refusal_nn.models._families import Family
-    from refusal_nn.models._graph import EdgeGraph
     from refusal_nn.models._load import DTYPES, load_model, quiet, wrap_model
     from refusal_nn.models._model import Model
     from refusal_nn.models.sites import BLOCK_SITES, HEAD_SITES, SITES
@@ -27,7 +27,6 @@ _WHERE = {
     "refusal_nn.models._catalogue": ("EMBEDDED", "embedded_path"),
     "refusal_nn.models._chat": ("Chat",),
     "refusal_nn.models._families": ("Family",),
-    "refusal_nn.models._graph": ("EdgeGraph",),
     "refusal_nn.models._load": ("DTYPES", "load_model", "quiet", "wrap_model"),
     "refusal_nn.models._model": ("Model",),
     "refusal_nn.models.sites": ("BLOCK_SITES", "HEAD_SITES", "SITES"),
@@ -54,7 +53,6 @@ __all__ = [
     "Architecture",
     "Backend",
     "Chat",
-    "EdgeGraph",
     "Family",
     "Loading",
     "Model",

@@ -9,7 +9,7 @@ import numpy as np
 
 from refusal_nn.circuits._circuit import Circuit
 from refusal_nn.circuits._discover import choose
-from refusal_nn.models import EdgeGraph
+from refusal_nn.models._graph import EdgeGraph
 from refusal_nn.prompts import Pairs
 
 GRAPHS = {

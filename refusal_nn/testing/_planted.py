@@ -10,7 +10,8 @@ from nnsight.modeling.transformers import TransformersModel
 
 from refusal_nn.attribution import Metric
 from refusal_nn.circuits import Circuit
-from refusal_nn.models import EdgeGraph, Model, wrap_model
+from refusal_nn.models import Model, wrap_model
+from refusal_nn.models._graph import EdgeGraph
 from refusal_nn.models.organisms import planted as gate
 from refusal_nn.models.organisms.planted_shapes import SHAPES
 from refusal_nn.prompts import Pairs

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refusal_nn.models import EdgeGraph
+from refusal_nn.models._graph import EdgeGraph
 from refusal_nn.testing.layouts import LAYOUTS
 
 Edge = tuple[str, str]
