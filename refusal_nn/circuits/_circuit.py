@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.attribution import EdgeGraph
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import EdgeGraph, Graph, graph_of
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -35,7 +35,8 @@ class Circuit:
 
     Parameters
     ----------
-    graph : EdgeGraph
+    graph : Graph
+        As :class:`refusal_nn.attribution.EdgeGraph`.
     kept : array, ``[src, dst]`` bool
         Over ``graph.src`` and ``graph.dst``; true only where there is an edge.
     scores : array, ``[src, dst]`` float, optional
@@ -51,13 +52,14 @@ class Circuit:
 
     Examples
     --------
+    >>> from refusal_nn.attribution import EdgeGraph
     >>> graph = EdgeGraph(n_layers=1, n_heads=1, n_kv_heads=1)
     >>> circuit = Circuit.from_edges(graph, [("input", "a0.h0<v>"), ("a0.h0", "logits")])
     >>> circuit.n_kept, circuit.n_total, circuit.nodes
     (2, 8, ['input', 'a0.h0'])
     """
 
-    graph: EdgeGraph
+    graph: Graph
     kept: np.ndarray
     scores: np.ndarray | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
@@ -88,9 +90,7 @@ class Circuit:
         object.__setattr__(self, "attrs", dict(self.attrs))
 
     @classmethod
-    def from_edges(
-        cls, graph: EdgeGraph, edges: Iterable[tuple[str, str]], **attrs: Any
-    ) -> Circuit:
+    def from_edges(cls, graph: Graph, edges: Iterable[tuple[str, str]], **attrs: Any) -> Circuit:
         """A circuit of named edges.
 
         Raises
@@ -117,7 +117,7 @@ class Circuit:
     def nodes(self) -> list[str]:
         """Writers with a kept edge out or into one of their readers, in topological order."""
         touched = self.kept.any(1) | (self.graph.belongs & self.kept.any(0)).any(1)
-        return [self.graph.src[s] for s in np.flatnonzero(touched)]
+        return [self.graph.src[s] for s in np.flatnonzero(touched).tolist()]
 
     @property
     def complement(self) -> Circuit:
@@ -139,8 +139,8 @@ class Circuit:
         theirs = EdgeGraph.of(model.arch)
         if theirs != self.graph:
             raise RequestError(
-                f"the circuit is of a model with {_sizes(self.graph)}, but {model.name!r} has "
-                f"{_sizes(theirs)}; give the model it was found on."
+                f"the circuit is of a model with {self.graph.sizes}, but {model.name!r} has "
+                f"{theirs.sizes}; give the model it was found on."
             )
         identity = model.identity()
         for name in IDENTITY:
@@ -178,11 +178,11 @@ class Circuit:
             raise RequestError(
                 f"this is not a circuit: no variable 'in_circuit' (it holds {held})."
             )
-        graph = EdgeGraph.from_attrs(ds.attrs)
+        graph = graph_of(ds.attrs)
         for dim, names in (("src", graph.src), ("dst", graph.dst)):
-            if list(map(str, ds[dim].values)) != names:
+            if list(map(str, ds[dim].values)) != [*names]:
                 raise RequestError(
-                    f"the circuit's {dim} labels are not those of a graph with {_sizes(graph)}."
+                    f"the circuit's {dim} labels are not those of a graph with {graph.sizes}."
                 )
         scores = ds["edge_score"].values if "edge_score" in ds else None
         own = {*graph.to_attrs(), "n_kept", "n_total"}
@@ -191,8 +191,3 @@ class Circuit:
 
     def __repr__(self) -> str:
         return f"<Circuit: {self.n_kept} of {self.n_total} edges, {len(self.nodes)} nodes>"
-
-
-def _sizes(graph: EdgeGraph) -> str:
-    sizes = f"{graph.n_layers} layers, {graph.n_heads} heads, {graph.n_kv_heads} key-value heads"
-    return f"{sizes}, parallel blocks" if graph.parallel else sizes

@@ -22,8 +22,9 @@ from refusal_nn.stats import adjust
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from refusal_nn.attribution import EdgeGraph, Metric
+    from refusal_nn.attribution import Metric
     from refusal_nn.models import Model
+    from refusal_nn.models._graph import Graph
     from refusal_nn.prompts import Pairs
     from refusal_nn.store import Recorder
 
@@ -189,7 +190,7 @@ def cross_faithfulness(
 
 
 def overlap_p(
-    graph: EdgeGraph, first: NDArray[np.bool_], second: NDArray[np.bool_], *, kind: str = "random"
+    graph: Graph, first: NDArray[np.bool_], second: NDArray[np.bool_], *, kind: str = "random"
 ) -> float:
     """Chance that two random circuits of these sizes share as many edges or more, exactly.
 
@@ -230,7 +231,7 @@ def rank_overlap(a: NDArray[np.float64], b: NDArray[np.float64], *, depth: int) 
     return min(1.0, float(agreement @ weights + persistence**n))
 
 
-def _one_graph(circuits: Mapping[str, Any]) -> EdgeGraph:
+def _one_graph(circuits: Mapping[str, Any]) -> Graph:
     if len(circuits) < 2:
         raise RequestError(f"comparing needs at least two circuits, got {len(circuits)}.")
     first_name, first = next(iter(circuits.items()))
@@ -240,7 +241,7 @@ def _one_graph(circuits: Mapping[str, Any]) -> EdgeGraph:
                 f"circuits {first_name!r} and {name!r} are of different graphs; compare circuits of one "
                 "model."
             )
-    graph: EdgeGraph = first.graph
+    graph: Graph = first.graph
     return graph
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from refusal_nn.circuits._parts import Component, Parts, parts
+from refusal_nn.models._graph import dense
 
 if TYPE_CHECKING:
     from refusal_nn.circuits._circuit import Circuit
@@ -46,7 +47,7 @@ def graphml(circuit: Circuit) -> str:
     Brandes et al. 2002, GraphML 1.0.
     """
     taken = parts(
-        circuit.graph, circuit.kept, circuit.scores, metric=str(circuit.attrs.get("metric"))
+        dense(circuit.graph), circuit.kept, circuit.scores, metric=str(circuit.attrs.get("metric"))
     )
     root = ET.Element("graphml", xmlns="http://graphml.graphdrawing.org/xmlns")
     facts = _facts(circuit)
@@ -95,7 +96,7 @@ def dot(circuit: Circuit) -> str:
         against the metric, dotted for ties of key-value heads.
     """
     taken = parts(
-        circuit.graph, circuit.kept, circuit.scores, metric=str(circuit.attrs.get("metric"))
+        dense(circuit.graph), circuit.kept, circuit.scores, metric=str(circuit.attrs.get("metric"))
     )
     largest = max((abs(a.score) for a in taken.arrows if math.isfinite(a.score)), default=0.0)
     lines = [

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.attribution import EdgeGraph
 from refusal_nn.attribution._summary import each, mean
 from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, PROVENANCE, Circuit
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import Graph, graph_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,7 +93,7 @@ def _told(name: str) -> bool:
 
 
 def choose(
-    graph: EdgeGraph,
+    graph: Graph,
     worth: NDArray[np.float64],
     *,
     n: int | None = None,
@@ -111,7 +111,7 @@ def choose(
 
 
 def taken(
-    graph: EdgeGraph, rank: NDArray[np.float64], rule: str, n: int | None = None
+    graph: Graph, rank: NDArray[np.float64], rule: str, n: int | None = None
 ) -> NDArray[np.int_]:
     """Edges in the order a rule takes them, ``[edge]`` into the flattened ``[src, dst]``.
 
@@ -130,19 +130,19 @@ def taken(
     return np.asarray(at[np.argsort(-rank.ravel()[at], kind="stable")])
 
 
-def first(graph: EdgeGraph, order: NDArray[np.int_], n: int) -> NDArray[np.bool_]:
+def first(graph: Graph, order: NDArray[np.int_], n: int) -> NDArray[np.bool_]:
     """The ``n`` first edges of an order, ``[src, dst]``."""
     kept = np.zeros(graph.mask.size, dtype=bool)
     kept[order[:n]] = True
     return kept.reshape(graph.mask.shape)
 
 
-def top(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+def top(graph: Graph, rank: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
     """The ``n`` best edges; of equal ones, those that come first in the graph."""
     return first(graph, taken(graph, rank, "top"), n)
 
 
-def least(graph: EdgeGraph, order: NDArray[np.int_], size: int) -> int:
+def least(graph: Graph, order: NDArray[np.int_], size: int) -> int:
     """How many first edges of an order have to be taken for ``size`` of them to be left, pruned.
 
     More edges taken are never fewer left, so it is found by halving.
@@ -157,7 +157,7 @@ def least(graph: EdgeGraph, order: NDArray[np.int_], size: int) -> int:
     return low
 
 
-def prune(graph: EdgeGraph, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def prune(graph: Graph, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Without edges that lead nowhere or come from nowhere, to a fixpoint.
 
     A writer stays while something reads it and, the embedding apart, one of its readers reads
@@ -176,7 +176,7 @@ def prune(graph: EdgeGraph, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
             return left
 
 
-def mean_scores(scores: xr.Dataset) -> tuple[EdgeGraph, NDArray[np.float64]]:
+def mean_scores(scores: xr.Dataset) -> tuple[Graph, NDArray[np.float64]]:
     """The graph of edge scores, and their mean over prompts ``[src, dst]``.
 
     Raises
@@ -194,7 +194,7 @@ def mean_scores(scores: xr.Dataset) -> tuple[EdgeGraph, NDArray[np.float64]]:
     return graph, found
 
 
-def prompt_scores(scores: xr.Dataset) -> tuple[EdgeGraph, xr.DataArray]:
+def prompt_scores(scores: xr.Dataset) -> tuple[Graph, xr.DataArray]:
     """The graph of edge scores, and the scores of each prompt ``(prompt, src, dst)``, unread.
 
     Raises
@@ -207,7 +207,7 @@ def prompt_scores(scores: xr.Dataset) -> tuple[EdgeGraph, xr.DataArray]:
         raise RequestError(
             f"the scores hold no variable 'edge_score' (they hold {held}); attribute with level='edge'."
         )
-    graph = EdgeGraph.from_attrs(scores.attrs)
+    graph = graph_of(scores.attrs)
     table = scores["edge_score"]
     if "prompt" not in table.dims:
         table = table.expand_dims("prompt")
@@ -236,14 +236,14 @@ def ranked(worth: NDArray[np.float64], ranking: str) -> NDArray[np.float64]:
     return np.abs(worth) if ranking == "absolute" else worth
 
 
-def _greedy(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.int_]:
+def _greedy(graph: Graph, rank: NDArray[np.float64], n: int) -> NDArray[np.int_]:
     """From the logits up: the best edge into what is in already, ``n`` times."""
     order: list[int] = []
     heap: list[tuple[float, int, int]] = []
     inside = np.zeros(len(graph.src), dtype=bool)
 
     def offer(dst: int) -> None:
-        for s in range(int(graph.prefix[dst])):
+        for s in np.flatnonzero(graph.mask[:, dst]).tolist():
             heapq.heappush(heap, (-float(rank[s, dst]), s, dst))
 
     offered = {len(graph.dst) - 1}
@@ -262,7 +262,7 @@ def _greedy(graph: EdgeGraph, rank: NDArray[np.float64], n: int) -> NDArray[np.i
     return np.array(order, dtype=int)
 
 
-def _nothing_left(graph: EdgeGraph, rank: NDArray[np.float64], rule: str, requested: int) -> str:
+def _nothing_left(graph: Graph, rank: NDArray[np.float64], rule: str, requested: int) -> str:
     """Why a circuit is empty, and the smallest size or highest threshold that leaves something."""
     order = taken(graph, rank, rule)
     n = least(graph, order, 1)
@@ -277,7 +277,7 @@ def _nothing_left(graph: EdgeGraph, rank: NDArray[np.float64], rule: str, reques
 
 
 def _requested(
-    graph: EdgeGraph,
+    graph: Graph,
     edges: int | None,
     fraction: float | None,
     threshold: float | None,
@@ -304,6 +304,6 @@ def _requested(
     return edges
 
 
-def size_of(graph: EdgeGraph, fraction: float) -> int:
+def size_of(graph: Graph, fraction: float) -> int:
     """Edges that a fraction of the graph is: rounded down, as in MIB."""
     return int(fraction * graph.n_edges)

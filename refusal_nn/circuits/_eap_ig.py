@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits._discover import supporting
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import EdgeGraph, dense
 
 if TYPE_CHECKING:
     from refusal_nn.circuits._circuit import Circuit
@@ -239,7 +239,7 @@ def expanded(circuit: Circuit) -> tuple[EdgeGraph, np.ndarray, np.ndarray]:
         Shares of the scores, positive where they support the behaviour, 0 where there is none; 1 and
         0 for kept and not where the circuit has no scores.
     """
-    full, column, share = expand(circuit.graph)
+    full, column, share = expand(dense(circuit.graph))
     kept = circuit.kept[:, column] & full.mask & _read_heads(full, column, circuit.kept)
     if circuit.scores is None:
         return full, kept, kept.astype(np.float64)
@@ -278,7 +278,7 @@ def _config(full: EdgeGraph, d_model: int) -> dict[str, Any]:
 
 def _ours(circuit: Circuit, model: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "n_kv_heads": circuit.graph.n_kv_heads,
+        "n_kv_heads": dense(circuit.graph).n_kv_heads,
         "scored": circuit.scores is not None,
         **({"metric": str(circuit.attrs["metric"])} if "metric" in circuit.attrs else {}),
         **{key: _plain(circuit.attrs[key]) for key in _METRIC if key in circuit.attrs},

@@ -16,6 +16,7 @@ from refusal_nn.circuits._nulls import check_nulls
 from refusal_nn.circuits._sizes import smallest
 from refusal_nn.circuits._stability import stability
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import graph_of
 from refusal_nn.prompts import Pairs
 from refusal_nn.runs import analysis
 
@@ -295,8 +296,7 @@ def circuit_of(found: Run | xr.DataTree) -> Circuit:
     ds = (found if isinstance(found, xr.DataTree) else found.tree).to_dataset().load()
     own = {k: v for k, v in ds.attrs.items() if str(k).startswith("metric")}
     kept = {name: ds.attrs[name] for name in _CARRIED if name in ds.attrs}
-    graph = {k: ds.attrs[k] for k in ("n_layers", "n_heads", "n_kv_heads", "parallel")}
-    ds.attrs = {**own, **kept, **graph}
+    ds.attrs = {**own, **kept, **graph_of(ds.attrs).to_attrs()}
     return Circuit.from_dataset(ds)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from refusal_nn.circuits._discover import first, least, prune, ranked, supporting, taken
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import Graph, dense
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from refusal_nn.attribution import EdgeGraph
     from refusal_nn.circuits._circuit import Circuit
 
 NULLS = ("random", "layer-matched")
@@ -128,7 +128,7 @@ def _at_random(
     return rank.reshape(graph.mask.shape)
 
 
-def _closest(graph: EdgeGraph, order: NDArray[np.int_], size: int) -> NDArray[np.bool_]:
+def _closest(graph: Graph, order: NDArray[np.int_], size: int) -> NDArray[np.bool_]:
     """The pruned circuit of an order's first edges whose size is closest; of two, the larger."""
     if size < 1:
         return np.zeros(graph.mask.shape, dtype=bool)
@@ -154,7 +154,7 @@ def p_value(observed: float, null: ArrayLike) -> float:
     return float((1 + (values >= observed).sum()) / (1 + values.size))
 
 
-def strata(graph: EdgeGraph, kind: str) -> NDArray[np.int_]:
+def strata(graph: Graph, kind: str) -> NDArray[np.int_]:
     """``[src, dst]``: edges of one number are drawn from each other's place.
 
     Raises
@@ -166,7 +166,8 @@ def strata(graph: EdgeGraph, kind: str) -> NDArray[np.int_]:
         raise RequestError(f"unknown null {kind!r}; nulls are {', '.join(NULLS)}.")
     if kind == "random":
         return np.zeros(graph.mask.shape, dtype=int)
-    per_src, per_dst = graph.writers_per_layer, graph.readers_per_layer
+    blocks = dense(graph)
+    per_src, per_dst = blocks.writers_per_layer, blocks.readers_per_layer
     src = np.arange(len(graph.src)) - 1
     writer = 2 * (src // per_src + 1) + (src % per_src == per_src - 1)
     writer[0] = 0

@@ -17,10 +17,10 @@ Conmy et al. 2023 (ACDC); Hanna et al. 2024 (EAP-IG), whose names these are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -31,6 +31,60 @@ if TYPE_CHECKING:
 
 INPUT, LOGITS = "input", "logits"
 _SIZES = ("n_layers", "n_heads", "n_kv_heads", "parallel")
+
+
+class Graph(Protocol):
+    """What a circuit needs of a graph, whatever its nodes are.
+
+    :class:`EdgeGraph` has every head and MLP of a model, so it is told by four sizes. One over sparse
+    features has the nodes that were found on some prompts, and tells them itself; it is registered in
+    :data:`GRAPHS` under its own ``kind``.
+
+    Attributes
+    ----------
+    kind : str
+        Attr ``graph`` of what is stored; ``dense`` where a run has none.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def src(self) -> Sequence[str]:
+        """Writers in topological order."""
+        ...
+
+    @property
+    def dst(self) -> Sequence[str]:
+        """Readers, the one that the metric reads last."""
+        ...
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Which edges exist, ``[src, dst]`` bool."""
+        ...
+
+    @property
+    def belongs(self) -> np.ndarray:
+        """``[src, dst]`` bool: whether the reader is part of the writer."""
+        ...
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        ...
+
+    @property
+    def sizes(self) -> str:
+        """What tells it from another graph, in words."""
+        ...
+
+    def index(self, src: str, dst: str) -> tuple[int, int]:
+        """Row and column of an edge."""
+        ...
+
+    def to_attrs(self) -> dict[str, Any]:
+        """What defines it, as plain data: ``graph``, its kind, and what :func:`graph_of` needs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,6 +110,8 @@ class EdgeGraph:
     >>> graph.src_of("a0.h0<k>")
     ('a0.h0', 'a0.h1')
     """
+
+    kind: ClassVar[str] = "dense"
 
     n_layers: int
     n_heads: int
@@ -93,8 +149,14 @@ class EdgeGraph:
         return cls(**sizes, parallel=bool(attrs["parallel"]))
 
     def to_attrs(self) -> dict[str, Any]:
-        """The sizes that define the graph, as plain data."""
-        return {name: getattr(self, name) for name in _SIZES}
+        """The kind and the sizes that define the graph, as plain data."""
+        return {"graph": self.kind, **{name: getattr(self, name) for name in _SIZES}}
+
+    @property
+    def sizes(self) -> str:
+        """The sizes in words."""
+        found = f"{self.n_layers} layers, {self.n_heads} heads, {self.n_kv_heads} key-value heads"
+        return f"{found}, parallel blocks" if self.parallel else found
 
     @property
     def group(self) -> int:
@@ -231,3 +293,41 @@ class EdgeGraph:
     @cached_property
     def _dst_index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.dst)}
+
+
+GRAPHS: dict[str, Callable[[Mapping[str, Any]], Graph]] = {EdgeGraph.kind: EdgeGraph.from_attrs}
+"""What makes a graph from attrs, by the kind that they name."""
+
+
+def graph_of(attrs: Mapping[str, Any]) -> Graph:
+    """The graph that :meth:`Graph.to_attrs` described.
+
+    Raises
+    ------
+    RequestError
+        If the attrs describe none, or one of a kind that is not known here.
+
+    Examples
+    --------
+    >>> graph_of({"n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "parallel": False}).kind
+    'dense'
+    """
+    kind = str(attrs.get("graph", EdgeGraph.kind))
+    if kind not in GRAPHS:
+        raise RequestError(f"this is of a graph of kind {kind!r}; known are {', '.join(GRAPHS)}.")
+    return GRAPHS[kind](attrs)
+
+
+def dense(graph: Graph) -> EdgeGraph:
+    """The graph, where only one of whole heads and MLPs will do.
+
+    Raises
+    ------
+    RequestError
+        If it is of another kind.
+    """
+    if not isinstance(graph, EdgeGraph):
+        raise RequestError(
+            f"this needs a graph of whole heads and MLPs, but the circuit's is of kind {graph.kind!r}."
+        )
+    return graph

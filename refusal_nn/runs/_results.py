@@ -12,6 +12,7 @@ import xarray as xr
 from refusal_nn import store
 from refusal_nn.errors import RequestError
 from refusal_nn.runs._used import USED
+from refusal_nn.store._write import load_small
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -44,8 +45,11 @@ class Result:
         return {str(k): v for k, v in self.tree.attrs.items()}
 
     def table(self) -> xr.Dataset:
-        """The root group in memory, with the prompts used before where the run has a group of them."""
-        root = self.tree.to_dataset().load()
+        """The root group, with the prompts used before where the run has a group of them.
+
+        In memory, but for variables too large to be held: who needs those reads them part by part.
+        """
+        root = load_small(self.tree.to_dataset())
         if USED in self.tree.children:
             root = root.merge(self.tree[USED].to_dataset().load().drop_attrs())
         return root

@@ -147,7 +147,7 @@ def _own_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _stage(folder: Path) -> xr.Dataset:
-    ds = read_dataset(folder, load=0).drop_vars("written")
+    ds = read_dataset(folder, load=False).drop_vars("written")
     ds.attrs = {k: v for k, v in ds.attrs.items() if not k.startswith("stage_")}
     return ds
 

@@ -28,6 +28,7 @@ from refusal_nn.store._stream import (
 
 _STRINGS_PER_CHUNK = 1000
 _RAW_BYTES = 1 << 20
+_LOAD_BYTES = 32 << 20
 
 
 def create_group(path: Path, attrs: Mapping[str, Any]) -> zarr.Group:
@@ -94,13 +95,18 @@ def read_values(group: zarr.Group, names: Iterable[str]) -> dict[str, np.ndarray
     return found
 
 
-def read_dataset(path: Path, *, load: int) -> xr.Dataset:
-    """The Dataset of a group, strings as Python objects; variables of more bytes than `load` lazily."""
+def read_dataset(path: Path, *, load: bool) -> xr.Dataset:
+    """The Dataset of a group, strings as Python objects; with `load`, small variables in memory."""
     ds = xr.open_zarr(path, chunks=None, consolidated=False)
+    return as_objects(load_small(ds) if load else ds)
+
+
+def load_small(ds: xr.Dataset) -> xr.Dataset:
+    """The same Dataset, with every variable in memory that is not large."""
     for variable in ds.variables.values():
-        if variable.nbytes <= load:
+        if variable.nbytes <= _LOAD_BYTES:
             variable.load()
-    return as_objects(ds)
+    return ds
 
 
 def as_objects(ds: xr.Dataset) -> xr.Dataset:

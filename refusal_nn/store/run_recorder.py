@@ -30,7 +30,6 @@ from refusal_nn.store._protocol import Arrays, Body, Compute, Looped, Progress
 from refusal_nn.store._write import array_of, create_stage, read_dataset, storable
 from refusal_nn.store.recorder import prepared, relaid, report
 
-_LOAD_BYTES = 32 << 20
 _STAGE_NAME = re.compile(r"[A-Za-z][\w-]*")
 
 
@@ -119,7 +118,7 @@ class RunRecorder:
             if manifest.read_attrs(folder).get("stage_digest") != layout.digest:
                 raise relaid(name)
             self._fill(folder, template, layout, compute)
-            done = read_dataset(folder, load=_LOAD_BYTES)
+            done = read_dataset(folder, load=True)
         done.attrs = {k: v for k, v in done.attrs.items() if not k.startswith("stage_")}
         return done[list(template.data_vars)]
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from refusal_nn.attribution import EdgeGraph
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import graph_of
 from refusal_nn.testing import FAMILIES, tiny_model
 
 sizes = st.builds(
@@ -99,3 +100,12 @@ def test_nodes_and_edges_that_are_not_there_are_named():
         EdgeGraph(0, 3, 3)
     with pytest.raises(RequestError, match="parallel missing"):
         EdgeGraph.from_attrs({"n_layers": 1, "n_heads": 1, "n_kv_heads": 1})
+
+
+def test_a_graph_is_read_back_by_its_kind_and_old_attrs_are_of_the_dense_one():
+    graph = EdgeGraph(n_layers=2, n_heads=4, n_kv_heads=2, parallel=True)
+    attrs = graph.to_attrs()
+    assert attrs["graph"] == "dense"
+    assert graph_of(attrs) == graph_of({k: v for k, v in attrs.items() if k != "graph"}) == graph
+    with pytest.raises(RequestError, match="of kind 'feature'; known are dense"):
+        graph_of({**attrs, "graph": "feature"})
