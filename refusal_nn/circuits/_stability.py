@@ -162,14 +162,14 @@ def _resampled(
         How often a family was drawn.
     """
     counts = np.bincount(code).astype(float)
-    at_once = max(1, _BYTES // (8 * table[0].size))
+    at_once, families = (max(1, n // (8 * table[0].size)) for n in (_BYTES, _BYTES // 4))
     for first in range(0, len(times), at_once):
         some = times[first : first + at_once]
         totals = np.zeros((len(some), *table.shape[1:]))
         sums = family_sums(table, code)
-        for start in range(0, len(counts), at_once):
-            block = np.stack([*islice(sums, at_once)])
-            for total, weights in zip(totals, some[:, start : start + at_once], strict=True):
+        for start in range(0, len(counts), families):
+            block = np.stack([*islice(sums, families)])
+            for total, weights in zip(totals, some[:, start : start + families], strict=True):
                 total += np.tensordot(weights, block, 1)
         yield from (total / (w @ counts) for total, w in zip(totals, some, strict=True))
 
