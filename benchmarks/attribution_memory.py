@@ -1,6 +1,6 @@
 """Memory of edge attribution kept as a run: it must not grow with the number of pairs.
 
-Scores of every edge (``eap``) of a random model of 48 layers and 16 heads (960,400 edges) for 64 and
+Scores of every edge (``eap``) of a random model of 48 layers and 16 heads (943,561 edges) for 64 and
 for 640 pairs, each in a process of its own. Memory is the peak of the process above what it holds
 once the model is loaded. Held whole, the scores of 640 pairs are 4.9 GB and those of existing edges
 2.5 GB.
