@@ -33,7 +33,7 @@ def test_the_query_at_the_end_finds_the_saved_run_beside_those_of_commands(
     shutil.copytree(sample, tmp_path / "stores" / sample.name)
     with xr.open_zarr(sample, chunks=None) as run:
         saved = run.load().isel(prompt=slice(None, 50))
-    saved.attrs["analysis"] = "saved"
+    saved.attrs["analysis"] = "responses-evaluate"  # as what rn.evaluate returns says
     monkeypatch.chdir(tmp_path)
     names = {"rn": refusal_nn, "effect": saved}
     exec("\n".join(python_example().strip().splitlines()[-2:]), names)
