@@ -38,7 +38,7 @@ def differences(old: xr.Dataset, new: xr.Dataset) -> tuple[float, list[str]]:
             if both.any():
                 scale = max(float(np.abs(a[both]).max()), 1e-30)
                 worst = max(worst, float(np.abs(a[both] - b[both]).max()) / scale)
-        elif not np.array_equal(a.astype(str), b.astype(str)):
+        elif not np.array_equal(a.astype(object), b.astype(object)):
             said.append(f"{name}: other values")
     said += [f"{name} (new)" for name in sorted(set(map(str, new.variables)) - set(old.variables))]
     return worst, said

@@ -153,8 +153,10 @@ def _kind(data: xr.Dataset, name: str) -> str:
     known = targets()
     if kind not in known or not declared(kind).section:
         said = f"is a {kind} run" if kind else "does not say which analysis made it"
+        held = ", ".join(map(str, data)) or "nothing"
         raise RequestError(
-            f"run {name!r} {said}, which is of no kind that a report can show; give runs of "
+            f"run {name!r} {said}, which is of no kind that a report can show (it holds {held}); "
+            f"give runs of "
             f"{', '.join(known)}."
         )
     return kind

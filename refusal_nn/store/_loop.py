@@ -47,7 +47,7 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     Examples
     --------
     >>> from refusal_nn.store import step_rng
-    >>> step_rng(0, 7).integers(100) == step_rng(0, 7).integers(100)
+    >>> bool(step_rng(0, 7).integers(100) == step_rng(0, 7).integers(100))
     True
     """
     return np.random.default_rng([seed, step])

@@ -20,7 +20,7 @@ from tests.store.synthetic import FINGERPRINT, LAYERS, batches, provenance
 STEPS, ENDS, WIDTH = 20, 17, 6
 
 register(
-    Spec("loop_vector", ("layer", "d_model"), "float", "", "What the loop moves"),
+    Spec("loop_vector", ("layer", "d_model"), "float", "1", "What the loop moves"),
     Spec("loop_chosen", ("layer",), "bool", "", "What the loop has chosen so far"),
     Spec("loop_name", (), "string", "", "What the loop calls its last step"),
     Spec("loop_loss", ("step",), "float", "nats", "How far the loop has come"),
