@@ -46,8 +46,9 @@ LIBRARY = {
     "circuits.evaluate": "circuit-tested",
     "circuits.evaluate_circuit": "circuit-tested",
     "circuits.smallest": "circuit-faithful",
+    "contrasts.discover_refusal_tokens": "extract",
+    "contrasts.resolve_metric": "edges",
     "demo.run_demo": "evaluate",
-    "directions.discover_refusal_tokens": "extract",
     "directions.evaluate": "evaluate",
     "directions.evaluate_selected": "evaluate",
     "directions.extract": "extract",
@@ -67,14 +68,16 @@ LIBRARY = {
     "tracing.residual_error": "test_activations_and_completions_are_the_same_everywhere",
     "tracing.run": "test_activations_and_completions_are_the_same_everywhere",
     "tracing.verify": "test_activations_and_completions_are_the_same_everywhere",
-    "tracing.walk": "test_failures.test_my_own_trace_gives_the_same_numbers_here_and_there",
 }
 """Public functions of a model that run it, and the run or test that shows their numbers."""
 
 NO_PASS = {
     "circuits.export",
-    "directions.parse_tokens",
-    "runs.record",
+    "contrasts.align",
+    "contrasts.parse_tokens",
+    "directions.select",
+    "runs.rows_asked",
+    "runs.rows_per_pass",
     "runs.same_model",
     "store.default_name",
     "tracing.check_requests",
