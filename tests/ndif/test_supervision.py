@@ -105,11 +105,12 @@ def _wait_until_gone(running: Running) -> None:
 
 
 def test_the_command_s_status_is_the_stack_s_and_nothing_is_left(tmp_path: Path) -> None:
-    then = "while os.path.exists(sys.argv[1]): time.sleep(0.01)\nsys.exit(3)"
+    # a file of its own: taking the marker away could come before the command has seen it
+    then = "while not os.path.exists(sys.argv[1] + '.end'): time.sleep(0.01)\nsys.exit(3)"
     with _stack(tmp_path, then) as running:
         # guardian, supervisor, hub, command, daemon
         assert len(running.seen) == 5
-        (tmp_path / "marker").unlink()
+        (tmp_path / "marker.end").touch()
         assert running.process.wait(limit(60)) == 3
         _wait_until_gone(running)
 
