@@ -24,9 +24,9 @@ register(
     Spec("loop_chosen", ("layer",), "bool", "", "What the loop has chosen so far"),
     Spec("loop_name", (), "string", "", "What the loop calls its last step"),
     Spec("loop_loss", ("step",), "float", "nats", "How far the loop has come"),
-    Spec("loop_path", ("layer", "step"), "float", "", "What each step measured"),
+    Spec("loop_path", ("layer", "step"), "float", "1", "What each step measured"),
     Spec("loop_note", ("step",), "string", "", "What a step says"),
-    Spec("loop_measured", ("layer",), "float", "", "What one step measured"),
+    Spec("loop_measured", ("layer",), "float", "1", "What one step measured"),
 )
 
 

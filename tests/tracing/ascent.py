@@ -21,7 +21,7 @@ ADAM = Optimizer(lr=0.05, maximize=True, weight_decay=0.01)
 
 register(
     Spec("ascent_score", ("step",), "float", "nats", "Mean refusal score of the prompts of a step"),
-    Spec("ascent_norm", ("step",), "float", "", "Norm of the gradient of a step"),
+    Spec("ascent_norm", ("step",), "float", "1", "Norm of the gradient of a step"),
 )
 
 
