@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.contrasts._measured import measured
+from refusal_nn.contrasts._contrast import SIDES
+from refusal_nn.contrasts._measured import measured, metrics_of
 from refusal_nn.interventions import Edit
 from refusal_nn.models._blocks import block_places
 from refusal_nn.models._graph import LOGITS, EdgeGraph
-from refusal_nn.runs._batches import batches_of
+from refusal_nn.runs._batches import batches_of, grid_of
 from refusal_nn.shipped.edge_patches import patched_readings, patched_writes
 from refusal_nn.tracing import Answers, Capture, Handle, Passes, Start, Work
 
@@ -69,8 +70,7 @@ def exact_scores(
     graph = EdgeGraph.of(contrast.model.arch)
     batches = batches_of(len(contrast), max(1, rows // WRITERS_A_PASS), "prompt")
     if level == "edge":
-        blocks = batches_of(len(graph.dst), graph.readers_per_layer, "dst")
-        batches = [{**pairs, **readers} for pairs in batches for readers in blocks]
+        batches = grid_of(batches, batches_of(len(graph.dst), graph.readers_per_layer, "dst"))
 
     def batch(i: int, work: Work) -> Collect:
         region = batches[i]
@@ -92,7 +92,7 @@ def exact_scores(
             if level == "edge":
                 scores[:, ~graph.mask[:, readers]] = np.nan
             for patch, handles in passes:
-                found = np.concatenate([m.numpy() for m in answers.each(handles, "metric")])
+                found = metrics_of(answers, handles)
                 clean = answers[asked.clean]["metric"].numpy()
                 column = () if patch.dst is None else (patch.dst - readers.start,)
                 scores[:, list(patch.src), *column] = (found.reshape(-1, len(clean)) - clean).T
@@ -111,7 +111,7 @@ class _Asked:
 
     def __init__(self, work: Work, contrast: Contrast, pairs: slice, rows: int) -> None:
         self.work, self.contrast, self.rows = work, contrast, rows
-        self.batches = {side: contrast.batch(side, pairs) for side in ("clean", "corrupted")}
+        self.batches = {side: contrast.batch(side, pairs) for side in SIDES}
 
     def unpatched(self, graph: EdgeGraph, first: int | None, level: str) -> None:
         """Corrupted run, then clean run with what later passes need of both.

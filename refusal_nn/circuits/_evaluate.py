@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.circuits._ablation import ABLATIONS, ablation_of
+from refusal_nn.circuits._ablation import ablation_of
 from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, Circuit
 from refusal_nn.circuits._discover import choose, size_of, supporting
 from refusal_nn.circuits._faithfulness import (
@@ -23,7 +23,6 @@ from refusal_nn.circuits._nulls import NULLS, check_nulls, p_value, random_circu
 from refusal_nn.contrasts import Contrast
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.prompts import overlaps
-from refusal_nn.runs._batches import rows_asked
 from refusal_nn.stats._clusters import checked_confidence
 from refusal_nn.store import MemoryRecorder
 
@@ -61,10 +60,6 @@ def bench_of(
     RequestError
         If the metric or the ablation does not fit.
     """
-    if ablation not in ABLATIONS:
-        raise RequestError(f"unknown ablation {ablation!r}; ablations are {', '.join(ABLATIONS)}.")
-    metric.check(model)
-    rows_asked(model, batch_size)
     if discovery is not None:
         check_apart(discovery, pairs)
     contrast = Contrast(model, pairs, metric)

@@ -11,9 +11,10 @@ import xarray as xr
 from refusal_nn.circuits._ablation import ablated_run
 from refusal_nn.circuits._requests import ask_circuits, bytes_per_row
 from refusal_nn.contrasts import Contrast
+from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.errors import WorkError
 from refusal_nn.models._graph import EdgeGraph
-from refusal_nn.runs._batches import rows_asked, rows_per_pass
+from refusal_nn.runs._batches import batches_of, grid_of, rows_asked, rows_per_pass
 from refusal_nn.store import MemoryRecorder
 from refusal_nn.tracing import Answers, Passes, Work
 
@@ -99,14 +100,9 @@ def measure(
     pairs_a_pass = min(n, max(1, bench.rows // circuits_a_pass))
     circuits_a_pass = min(len(kept), max(1, bench.rows // pairs_a_pass))
     per_batch = circuits_a_pass * max(1, _CIRCUITS_PER_BATCH // circuits_a_pass)
-    batches = [
-        {
-            "circuit": slice(c, min(c + per_batch, len(kept))),
-            "prompt": slice(p, min(p + pairs_a_pass, n)),
-        }
-        for c in range(0, len(kept), per_batch)
-        for p in range(0, n, pairs_a_pass)
-    ]
+    batches = grid_of(
+        batches_of(len(kept), per_batch, "circuit"), batches_of(n, pairs_a_pass, "prompt")
+    )
     template = xr.Dataset(
         {"circuit_metric": (("circuit", "prompt"), np.full((len(kept), n), np.nan))},
         coords={"circuit": np.array(names, dtype=object), **bench.labels()},
@@ -134,7 +130,7 @@ def measure(
 
         def collect(answers: Answers) -> xr.Dataset:
             part = template.isel(batches[i])
-            values = np.concatenate([m.numpy() for m in answers.each(asked, "metric")])
+            values = metrics_of(answers, asked)
             if not np.isfinite(values).all():
                 raise WorkError(
                     f"model {bench.model.name!r} gave a metric that is not finite in a circuit's run; "

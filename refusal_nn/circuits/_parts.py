@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from refusal_nn.attribution import EdgeGraph
 
 INPUT, LOGITS = "input", "logits"
-READERS = ("q", "k", "v", "mlp", "logits")
-"""What an edge leads into."""
-
 _HEAD = re.compile(r"a(\d+)\.h(\d+)(?:<([qkv])>)?\Z")
 _MLP = re.compile(r"m(\d+)\Z")
 

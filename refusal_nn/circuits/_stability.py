@@ -17,7 +17,6 @@ from refusal_nn.errors import RequestError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CONSENSUS = (0.5, 0.9, 1.0)
 _BYTES = 1 << 28
 _EDGES = 1 << 16
 

@@ -26,6 +26,10 @@ SIDES = ("clean", "corrupted")
 """The two prompts of a pair: the harmful one, its harmless partner."""
 
 
+def _evenly(length: int, n: int) -> np.ndarray:
+    return np.unique(np.linspace(0, length - 1, min(n, length)).astype(int))
+
+
 class Contrast:
     """A model, pairs of prompts aligned token by token, and the metric that is to tell them apart.
 
@@ -82,7 +86,7 @@ class Contrast:
 
     def spread(self, n: int) -> Contrast:
         """At most ``n`` of the pairs, evenly spaced in their order."""
-        return self.take(np.unique(np.linspace(0, len(self) - 1, min(n, len(self))).astype(int)))
+        return self.take(_evenly(len(self), n))
 
     def batch(self, side: str, rows: slice | Sequence[int] = slice(None)) -> Batch:
         """The prompts of one side of some pairs, padded.
@@ -222,8 +226,7 @@ class Measured(Contrast):
 
     def spread(self, n: int) -> Measured:
         """At most ``n`` of the pairs, evenly spaced in their order."""
-        rows = np.unique(np.linspace(0, len(self) - 1, min(n, len(self))).astype(int))
-        return self.take(rows)
+        return self.take(_evenly(len(self), n))
 
     def screened(self) -> Measured:
         """The pairs that the model treats as labelled, by the sign of the refusal log-odds.

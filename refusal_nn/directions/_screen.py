@@ -10,6 +10,7 @@ import xarray as xr
 
 from refusal_nn.contrasts._refusal_tokens import score_capture
 from refusal_nn.errors import WorkError
+from refusal_nn.prompts._labels import VOCABULARY
 from refusal_nn.runs._batches import batches_of, prompt_labels
 from refusal_nn.tracing import Answers, Capture, Passes, Work, pad
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from refusal_nn.prompts import Prompts
     from refusal_nn.store import Recorder
 
-HARM = ("harmful", "harmless")
+HARM = VOCABULARY["harm"]
 
 
 def refusal_scores(

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
+from refusal_nn.contrasts._contrast import SIDES
 from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._exchange import Exchange
@@ -123,7 +124,7 @@ def _effects(
 
     def batch(i: int, work: Work) -> Collect:
         held = [Capture(name, site, list(layers), keep=True) for name, site in _HELD]
-        sides = {side: base.batch(side, batches[i]["prompt"]) for side in ("clean", "corrupted")}
+        sides = {side: base.batch(side, batches[i]["prompt"]) for side in SIDES}
         clean = work.forward(sides["clean"], [*held, *base.held()])
         corrupted = work.forward(sides["corrupted"], held)
         into = {

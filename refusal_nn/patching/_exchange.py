@@ -65,6 +65,11 @@ def checked_interchange(interchange: str) -> str:
     return interchange
 
 
+def sides_of(interchange: str) -> tuple[str, str]:
+    """The side that runs, and the side that activations are taken from."""
+    return ("corrupted", "clean") if into_harmless(interchange) else ("clean", "corrupted")
+
+
 @dataclass(frozen=True)
 class Exchange:
     """Passes of the run of one side of some pairs, with activations of another run.
@@ -118,9 +123,7 @@ class Exchange:
         sites, layers
             Where activations are taken; blocks in ascending order.
         """
-        base, donor = (
-            ("corrupted", "clean") if into_harmless(interchange) else ("clean", "corrupted")
-        )
+        base, donor = sides_of(interchange)
         captures = {
             base: [Capture("residual", "resid_pre", list(layers), keep=True)],
             donor: [Capture(site, site, list(layers), keep=True) for site in sites],
@@ -141,13 +144,10 @@ class Exchange:
         It returns ``metric`` ``[row]``, or instead the captures given.
         """
         first = min(swap.layer for variant in variants for swap in variant)
-        rows = self._rows(variants)
+        rows = list(range(len(self.batch.lengths))) * len(variants)
         residual = self.base.held("residual", layer=self.layers.index(first), rows=rows)
-        start, batch, edits = (
-            Start(first, residual),
-            self._repeated(variants),
-            self._edits(variants),
-        )
+        start, batch = Start(first, residual), self.batch.repeat(len(variants))
+        edits = swap_edits(self.work, self.batch, self.donor, self.taken, variants)
         if captures is not None:
             return self.work.forward(batch, captures, edits, start=start)
         return measured(self.work, self.metric, batch, edits, clean=self.clean, start=start)
@@ -157,38 +157,39 @@ class Exchange:
         size = max(1, rows // len(self.batch.lengths))
         return [self.patched(variants[i : i + size]) for i in range(0, len(variants), size)]
 
-    def generated(self, variants: Sequence[Variant], *, max_new_tokens: int) -> Handle:
-        """Greedy completions under every variant.
 
-        The exchange is made on the prompt; later tokens see it through the cache.
-        """
-        return self.work.generate(
-            self._repeated(variants), self._edits(variants), max_new_tokens=max_new_tokens
-        )
+def swap_edits(
+    work: Work, batch: Batch, donor: Handle, layers: Sequence[int], variants: Sequence[Variant]
+) -> list[Edit]:
+    """The exchanges of a pass of every variant on every row of a batch, variant first.
 
-    def _rows(self, variants: Sequence[Variant]) -> list[int]:
-        return list(range(len(self.batch.lengths))) * len(variants)
-
-    def _repeated(self, variants: Sequence[Variant]) -> Batch:
-        return self.batch.repeat(len(variants))
-
-    def _edits(self, variants: Sequence[Variant]) -> list[Edit]:
-        n, width, rows = len(self.batch.lengths), self.batch.width, self._rows(variants)
-        edits = []
-        for layer, site in sorted({(s.layer, s.site) for variant in variants for s in variant}):
-            n_heads = self.work.model.arch.place(site).heads
-            swaps = [(v, s) for v, variant in enumerate(variants) for s in variant]
-            here = [(v, s) for v, s in swaps if (s.layer, s.site) == (layer, site)]
-            # one flag a token, or one for all where all are meant; one a head besides
-            tokens = 1 if all(s.positions is None for _, s in here) else width
-            mask = np.zeros((len(variants), n, tokens, n_heads or 1), dtype=bool)
-            for v, swap in here:
-                _mark(mask[v], swap, self.batch, n_heads)
-            flags = mask.reshape(len(variants) * n, tokens, -1)
-            value = self.donor.held(site, layer=self.taken.index(layer), rows=rows)
-            args = {"value": value, "mask": flags[..., None] if n_heads else flags}
-            edits.append(Edit(layer, site, "swap", args))
-        return edits
+    Parameters
+    ----------
+    work : Work
+    batch : Batch
+        The prompts that run, once.
+    donor : Handle
+        The run to take from, which held its activations at ``layers``, by site.
+    layers : sequence of int
+    variants : sequence of Variant
+    """
+    n, width = len(batch.lengths), batch.width
+    rows = list(range(n)) * len(variants)
+    edits = []
+    for layer, site in sorted({(s.layer, s.site) for variant in variants for s in variant}):
+        n_heads = work.model.arch.place(site).heads
+        swaps = [(v, s) for v, variant in enumerate(variants) for s in variant]
+        here = [(v, s) for v, s in swaps if (s.layer, s.site) == (layer, site)]
+        # one flag a token, or one for all where all are meant; one a head besides
+        tokens = 1 if all(s.positions is None for _, s in here) else width
+        mask = np.zeros((len(variants), n, tokens, n_heads or 1), dtype=bool)
+        for v, swap in here:
+            _mark(mask[v], swap, batch, n_heads)
+        flags = mask.reshape(len(variants) * n, tokens, -1)
+        value = donor.held(site, layer=list(layers).index(layer), rows=rows)
+        args = {"value": value, "mask": flags[..., None] if n_heads else flags}
+        edits.append(Edit(layer, site, "swap", args))
+    return edits
 
 
 def _mark(mask: np.ndarray, swap: Swap, batch: Batch, n_heads: int) -> None:

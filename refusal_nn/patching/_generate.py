@@ -11,7 +11,7 @@ import xarray as xr
 from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, Metric
 from refusal_nn.errors import RequestError
-from refusal_nn.patching._exchange import Exchange, Swap, checked_interchange
+from refusal_nn.patching._exchange import Swap, checked_interchange, sides_of, swap_edits
 from refusal_nn.patching._sets import Head, as_variant
 from refusal_nn.responses import (
     REFERENCE_REQUEST,
@@ -23,7 +23,7 @@ from refusal_nn.responses import (
 )
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Handle, Work
+from refusal_nn.tracing import Capture, Handle, Work
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -105,8 +105,12 @@ def generate(
         swaps = tuple(exchanges[name])
         layers = sorted({swap.layer for swap in swaps})
         sites = sorted({swap.site for swap in swaps})
-        exchange = Exchange.between(work, contrast, interchange, part, sites, layers)
-        return exchange.generated([swaps], max_new_tokens=max_new_tokens)
+        base, donor = sides_of(interchange)
+        held = [Capture(site, site, layers, keep=True) for site in sites]
+        taken = work.forward(contrast.batch(donor, part), held)
+        prompts = contrast.batch(base, part)
+        edits = swap_edits(work, prompts, taken, layers, [swaps])
+        return work.generate(prompts, edits, max_new_tokens=max_new_tokens)
 
     measured = complete(
         model,

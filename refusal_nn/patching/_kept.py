@@ -16,7 +16,7 @@ from refusal_nn.patching._generate import generate, of_heads
 from refusal_nn.patching._positions import positions as patch_all_positions
 from refusal_nn.patching._refusal_heads import check_options, check_splits, refusal_heads
 from refusal_nn.patching._select import Rule
-from refusal_nn.patching._sets import Head
+from refusal_nn.patching._sets import Head, head_name
 from refusal_nn.patching._where import blocks, checked_positions, checked_sites
 from refusal_nn.runs import analysis
 from refusal_nn.runs._batches import rows_asked
@@ -243,7 +243,7 @@ def head_rows(table: xr.Dataset) -> list[dict[str, Any]]:
         at = table.sel(layer=layer, head=head)
         rows.append(
             {
-                "head": f"a{layer}.h{head}",
+                "head": head_name((layer, head)),
                 "role": str(at["role"].item()),
                 "found_by": str(at["found_by"].item()),
                 "band": int(at["band"]),

@@ -15,7 +15,7 @@ from refusal_nn.models.sites import WRITES
 from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange
 from refusal_nn.patching._recovery import effects_of, mean_recovery, recovery
 from refusal_nn.patching._where import blocks, checked_positions, checked_sites
-from refusal_nn.runs._batches import rows_asked
+from refusal_nn.runs._batches import batches_of, grid_of, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import Answers, Handle, Passes, Work
 
@@ -185,14 +185,9 @@ def _sweep(
         {"patched_metric": (_DIMS, np.full(shape, np.nan))},
         coords={**contrast.labels(), **_labels(sites, layers, where)},
     )
-    batches = [
-        {
-            "prompt": slice(a, min(a + group_size, n)),
-            "layer": slice(b, min(b + layer_step, len(layers))),
-        }
-        for a in range(0, n, group_size)
-        for b in range(0, len(layers), layer_step)
-    ]
+    batches = grid_of(
+        batches_of(n, group_size, "prompt"), batches_of(len(layers), layer_step, "layer")
+    )
 
     def batch(i: int, work: Work) -> Collect:
         some = layers[batches[i]["layer"]]

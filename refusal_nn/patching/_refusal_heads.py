@@ -20,6 +20,7 @@ from refusal_nn.patching._sets import Head, HeadExchanges, head_name, heads_in
 from refusal_nn.patching._tables import grid_of, head_grid, step_table
 from refusal_nn.patching._where import blocks, checked_positions
 from refusal_nn.prompts import check_disjoint
+from refusal_nn.prompts._labels import SPLITS
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
 
-SPLITS = ("train", "val", "test")
 GROW_PAIRS = 64
 """Train pairs that sets are grown on: which head is best needs fewer than whether it counts."""
 CORRECTIONS = ("max-t", "holm", "bh")

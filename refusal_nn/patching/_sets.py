@@ -13,6 +13,7 @@ from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import Exchange, Swap, Variant
 from refusal_nn.patching._recovery import effects_of
+from refusal_nn.runs._batches import batches_of, grid_of
 from refusal_nn.tracing import Answers, Passes, Work
 
 if TYPE_CHECKING:
@@ -100,14 +101,7 @@ class HeadExchanges:
             {"patched_metric": (("head_set", "prompt"), np.full((m, n), np.nan))},
             coords={"head_set": np.arange(m), **contrast.labels()},
         )
-        batches = [
-            {
-                "head_set": slice(a, min(a + SETS_PER_BATCH, m)),
-                "prompt": slice(b, min(b + group, n)),
-            }
-            for a in range(0, m, SETS_PER_BATCH)
-            for b in range(0, n, group)
-        ]
+        batches = grid_of(batches_of(m, SETS_PER_BATCH, "head_set"), batches_of(n, group, "prompt"))
 
         def batch(i: int, work: Work) -> Collect:
             some, pairs = variants[batches[i]["head_set"]], batches[i]["prompt"]

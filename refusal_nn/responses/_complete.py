@@ -12,6 +12,7 @@ import xarray as xr
 
 from refusal_nn import judges
 from refusal_nn.responses._coherence import REFERENCE_REQUEST, ask_nll, completion_nll
+from refusal_nn.runs._batches import batches_of, grid_of
 from refusal_nn.tracing import Answers, Handle, Passes, Work, completions
 
 if TYPE_CHECKING:
@@ -47,11 +48,10 @@ class Grid:
     @cached_property
     def batches(self) -> list[dict[str, slice]]:
         """Regions over conditions and prompts."""
-        return [
-            {"intervention": slice(i, i + 1), "prompt": slice(a, min(a + self.batch_size, self.n))}
-            for i in range(len(self.conditions))
-            for a in range(0, self.n, self.batch_size)
-        ]
+        return grid_of(
+            batches_of(len(self.conditions), 1, "intervention"),
+            batches_of(self.n, self.batch_size, "prompt"),
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from refusal_nn.errors import RequestError
@@ -40,6 +41,13 @@ def batches_of(n: int, size: int, dim: str) -> list[dict[str, slice]]:
     if size < 1:
         raise RequestError(f"batch size must be at least 1, got {size}.")
     return [{dim: slice(a, min(a + size, n))} for a in range(0, n, size)]
+
+
+def grid_of(
+    outer: Sequence[Mapping[str, slice]], inner: Sequence[Mapping[str, slice]]
+) -> list[dict[str, slice]]:
+    """Regions over both: all of ``inner`` in the first of ``outer``, and so on."""
+    return [{**a, **b} for a in outer for b in inner]
 
 
 def prompt_labels(prompts: Prompts | Pairs) -> dict[str, Any]:
