@@ -30,7 +30,7 @@ register(
         ("src", "dst"),
         "float",
         "unit of the metric",
-        "Standard error of edge_score_mean over independent pairs; NaN for one pair",
+        "Standard error of edge_score_mean over families of pairs; NaN for one family",
     ),
     Spec(
         "node_score",
@@ -53,6 +53,6 @@ register(
         ("src",),
         "float",
         "unit of the metric",
-        "Standard error of node_score_mean over independent pairs; NaN for one pair",
+        "Standard error of node_score_mean over families of pairs; NaN for one family",
     ),
 )

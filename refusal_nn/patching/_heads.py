@@ -15,7 +15,7 @@ from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import INTERCHANGES, checked_interchange
 from refusal_nn.patching._recovery import mean_recovery, recovery
 from refusal_nn.patching._sets import HeadExchanges
-from refusal_nn.patching._where import blocks, checked_positions
+from refusal_nn.patching._where import blocks, checked_pairs, checked_positions
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
@@ -97,11 +97,12 @@ def heads(
         raise RequestError(f"interchange {list(interchange)}: name at least one, each once.")
     rec = recorder if recorder is not None else MemoryRecorder()
     rows = rows_asked(model, batch_size)
+    aligned = checked_pairs(model, pairs, metric, positions, layers)
     chosen_metric = resolve_metric(
         model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed
     )
     chosen = blocks(model, chosen_metric, layers)
-    whole = Contrast(model, pairs, chosen_metric)
+    whole = Contrast(model, pairs, chosen_metric, aligned=aligned)
     base = whole.measured(rec, rows=rows, stage="baseline", screen=screen)
     where = None if positions is None else checked_positions(base.aligned, positions)
     return head_table(

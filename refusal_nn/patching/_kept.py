@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.contrasts import Metric, align
-from refusal_nn.models._blocks import block_places
+from refusal_nn.contrasts import Metric
 from refusal_nn.models.sites import WRITES
-from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant, checked_interchange
+from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant
 from refusal_nn.patching._generate import generate, of_heads
 from refusal_nn.patching._positions import positions as patch_all_positions
-from refusal_nn.patching._refusal_heads import check_options, check_splits, refusal_heads
-from refusal_nn.patching._select import Rule
+from refusal_nn.patching._refusal_heads import refusal_heads
 from refusal_nn.patching._sets import Head, head_name
-from refusal_nn.patching._where import blocks, checked_positions, checked_sites
 from refusal_nn.runs import analysis
-from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -64,9 +60,6 @@ def patch_positions(
     PromptError, RequestError
         As :func:`refusal_nn.patching.positions`.
     """
-    checked_interchange(interchange)
-    _check_request(model, pairs, metric, positions, layers, batch_size)
-    checked_sites(model, sites)
     rec = recorder if recorder is not None else MemoryRecorder()
     found = patch_all_positions(
         model,
@@ -136,10 +129,6 @@ def patch_heads(
     PromptError, RequestError
         As :func:`refusal_nn.patching.refusal_heads`.
     """
-    check_options(Rule(alpha, min_effect, max_heads), 1, n_controls, correction)
-    check_splits(pairs)
-    block_places(model)  # of direct attribution
-    _check_request(model, pairs, metric, positions, layers, batch_size)
     rec = recorder if recorder is not None else MemoryRecorder()
     tree = refusal_heads(
         model,
@@ -175,25 +164,6 @@ def patch_heads(
         for interchange in INTERCHANGES
     }
     return tree.assign({name: xr.DataTree(group) for name, group in said.items()})
-
-
-def _check_request(
-    model: Model,
-    pairs: Pairs,
-    metric: Metric | None,
-    positions: Sequence[int] | None,
-    layers: Sequence[int] | None,
-    batch_size: int | None,
-) -> None:
-    """Refuse what can be refused without a pass, so that nothing half-made is left."""
-    rows_asked(model, batch_size)
-    if metric is not None:
-        metric.check(model)
-    aligned = align(model, pairs)
-    if positions is not None:
-        checked_positions(aligned, positions)
-    # without a metric the refusal log-odds are, which see every block
-    blocks(model, metric or Metric("refusal-log-odds"), layers)
 
 
 def strongest(table: xr.Dataset) -> dict[str, Variant]:

@@ -14,7 +14,7 @@ from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models.sites import WRITES
 from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange
 from refusal_nn.patching._recovery import effects_of, mean_recovery, recovery
-from refusal_nn.patching._where import blocks, checked_positions, checked_sites
+from refusal_nn.patching._where import blocks, checked_pairs, checked_positions, checked_sites
 from refusal_nn.runs._batches import batches_of, grid_of, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 from refusal_nn.tracing import Answers, Handle, Passes, Work
@@ -105,11 +105,12 @@ def positions(
     sites = checked_sites(model, sites)
     rec = recorder if recorder is not None else MemoryRecorder()
     rows = rows_asked(model, batch_size)
+    aligned = checked_pairs(model, pairs, metric, positions, layers)
     chosen_metric = resolve_metric(
         model, metric, pairs, recorder=rec, batch_size=batch_size, seed=seed
     )
     chosen = blocks(model, chosen_metric, layers)
-    whole = Contrast(model, pairs, chosen_metric)
+    whole = Contrast(model, pairs, chosen_metric, aligned=aligned)
     base = whole.measured(rec, rows=rows, stage="baseline", screen=screen)
     where = checked_positions(base.aligned, positions)
     patched = _sweep(base, interchange, sites, chosen, where, cumulative, rows, rec)

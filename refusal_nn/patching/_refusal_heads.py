@@ -10,6 +10,7 @@ import xarray as xr
 
 from refusal_nn.contrasts import Contrast, resolve_metric
 from refusal_nn.errors import PromptError, RequestError
+from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._cascade import cascade, direct_attribution
 from refusal_nn.patching._confirm import confirm, joint_recovery, significant
 from refusal_nn.patching._exchange import INTERCHANGES
@@ -18,7 +19,7 @@ from refusal_nn.patching._roles import stability
 from refusal_nn.patching._select import Rule, Step, forward_select
 from refusal_nn.patching._sets import Head, HeadExchanges, head_name, heads_in
 from refusal_nn.patching._tables import grid_of, head_grid, step_table
-from refusal_nn.patching._where import blocks, checked_positions
+from refusal_nn.patching._where import blocks, checked_pairs, checked_positions
 from refusal_nn.prompts import check_disjoint
 from refusal_nn.prompts._labels import SPLITS
 from refusal_nn.runs._batches import rows_asked
@@ -125,7 +126,9 @@ def refusal_heads(
     check_options(rule, candidates, n_controls, correction)
     check_splits(pairs)
     rec = recorder if recorder is not None else MemoryRecorder()
+    block_places(model)  # of direct attribution
     rows = rows_asked(model, batch_size)
+    checked_pairs(model, pairs, metric, positions, layers)
     chosen_metric = resolve_metric(
         model, metric, pairs.train, recorder=rec, batch_size=batch_size, seed=seed
     )

@@ -5,12 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from refusal_nn.contrasts import Metric, align
 from refusal_nn.errors import RequestError
 from refusal_nn.models.sites import WRITES
 
 if TYPE_CHECKING:
-    from refusal_nn.contrasts import AlignedPairs, Metric
+    from refusal_nn.contrasts import AlignedPairs
     from refusal_nn.models import Model
+    from refusal_nn.prompts import Pairs
+
+
+def checked_pairs(
+    model: Model,
+    pairs: Pairs,
+    metric: Metric | None,
+    positions: Sequence[int] | None,
+    layers: Sequence[int] | None,
+) -> AlignedPairs:
+    """The pairs aligned; refuses what can be refused without a pass, so that nothing half-made is left.
+
+    Raises
+    ------
+    PromptError
+        If the pairs are not aligned.
+    RequestError
+        If the metric does not fit the model, or a position or block cannot be patched.
+    """
+    if metric is not None:
+        metric.check(model)
+    aligned = align(model, pairs)
+    if positions is not None:
+        checked_positions(aligned, positions)
+    # without a metric the refusal log-odds are, which see every block
+    blocks(model, metric or Metric("refusal-log-odds"), layers)
+    return aligned
 
 
 def blocks(model: Model, metric: Metric, layers: Sequence[int] | None) -> list[int]:

@@ -1,10 +1,10 @@
 """What tests of an analysis need: models that are tiny, models whose mechanism is known, and oracles.
 
 :func:`tiny_model` makes a random model of every supported family, :func:`planted` a model whose
-circuit was set by hand. The oracles say what the answer is in plain PyTorch, slowly and sharing nothing
-with the code they are compared with: :mod:`~refusal_nn.testing.hooks` captures, edits and generates
-with hooks, :class:`SplitGraph` gives every reader a residual stream of its own, and
-:class:`CircuitRuns` runs a circuit edge by edge.
+circuit was set by hand. The oracles say what the answer is in plain PyTorch, slowly and sharing no
+arithmetic with the code they are compared with: :mod:`~refusal_nn.testing.hooks` captures, edits and
+generates with hooks, :class:`SplitGraph` gives every reader a residual stream of its own (which writers
+it sees is the edge graph's to say), and :class:`CircuitRuns` runs a circuit edge by edge.
 """
 
 from refusal_nn.testing import hooks

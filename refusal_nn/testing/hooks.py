@@ -59,9 +59,7 @@ def at_end(x: Tensor, lengths: Sequence[int], side: str, positions: Sequence[int
 
 
 @contextmanager
-def hooks(
-    module: nn.Module, changes: Sequence[tuple[str, str, Change]]
-) -> Iterator[dict[str, Tensor]]:
+def hooks(module: nn.Module, changes: Sequence[tuple[str, str, Change]]) -> Iterator[None]:
     """Apply changes: ``(path, "in" or "out", change)``, each on the first tensor there."""
     handles = []
     for path, io, change in changes:
@@ -83,7 +81,7 @@ def hooks(
 
             handles.append(target.register_forward_hook(after))
     try:
-        yield {}
+        yield
     finally:
         for handle in handles:
             handle.remove()

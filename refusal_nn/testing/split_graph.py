@@ -3,7 +3,8 @@
 A ``transformers`` model that nnsight has never touched runs with hooks that throw away what its blocks
 pass on. What each reader (a head's query, key or value, an MLP, the final norm) reads is the explicit
 sum of what the writers before it wrote; so an edge can be patched alone, and autograd gives the
-gradient at each reader. Slow and simple, and nothing of it is shared with the code under test.
+gradient at each reader. Slow and simple; all it shares with the code under test is the edge graph,
+which names writers and readers and says which come before which.
 """
 
 from __future__ import annotations

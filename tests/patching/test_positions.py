@@ -9,7 +9,7 @@ import xarray as xr
 
 from refusal_nn.attribution import Metric
 from refusal_nn.errors import ModelError, PromptError, RequestError
-from refusal_nn.patching import Swap, align, generate, heads, positions
+from refusal_nn.patching import Swap, align, generate, heads, positions, refusal_heads
 from refusal_nn.patching._recovery import effects, mean_recovery, recovery
 from refusal_nn.prompts import Pairs
 from refusal_nn.store import MemoryRecorder, annotate
@@ -60,6 +60,21 @@ def test_the_planted_signal_moves_from_the_object_to_the_last_token(circuit):
 
 def align_positions(table: xr.Dataset) -> list[int]:
     return table["position"].values.tolist()
+
+
+class NoPass(MemoryRecorder):
+    """A recorder for a request that must be refused before its first pass."""
+
+    def stage(self, name, *args, **kwargs):
+        raise AssertionError(f"stage {name!r} was run")
+
+
+@pytest.mark.parametrize("wrong", [{"layers": [9]}, {"positions": [-99]}, {"batch_size": 0}])
+@pytest.mark.parametrize("function", [positions, heads, refusal_heads])
+def test_what_can_be_refused_without_a_pass_is(function, wrong):
+    pairs = made_pairs(4, splits=("train", "val", "test"))
+    with pytest.raises(RequestError):
+        function(tiny_model("llama"), pairs, recorder=NoPass(), **wrong)
 
 
 def test_necessity_tells_the_same_of_a_chain(gate, circuit):
