@@ -199,7 +199,7 @@ def evaluate_selected(
     Returns
     -------
     xarray.DataTree
-        As :func:`evaluate`, with ``text`` ``(prompt)`` and attrs ``layer`` and ``position``.
+        As :func:`evaluate`, with attrs ``layer`` and ``position``.
 
     Raises
     ------
@@ -222,6 +222,5 @@ def evaluate_selected(
         batch_size=batch_size,
         recorder=recorder,
     )
-    root = tree.to_dataset().assign(text=prompts.to_dataset()["text"])
-    root = root.assign_attrs(layer=found.layer, position=found.position)
-    return xr.DataTree.from_dict({"/": root, "/rates": tree["rates"].to_dataset()})
+    tree.attrs.update(layer=found.layer, position=found.position)
+    return tree

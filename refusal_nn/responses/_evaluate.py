@@ -76,9 +76,9 @@ def evaluate(
     -------
     xarray.DataTree
         At the root, over ``(intervention, prompt)``: ``completion``, ``n_tokens``, ``repetition``,
-        ``nll`` (nats a token, NaN below six tokens), ``coherent``, ``refused``, and
-        ``refusal_score`` (nats) if tokens were given. In group ``rates``, over ``(intervention,
-        style)``:
+        ``nll`` (nats a token, NaN below six tokens), ``coherent``, ``refused``,
+        and ``refusal_score`` (nats) if tokens were given; ``text`` ``(prompt)``. In group ``rates``,
+        over ``(intervention, style)``:
         ``refusal_rate`` with ``_low``, ``_high`` and ``_n``, ``coherent_rate``, and, where refusal
         tokens were given, ``first_token_refusal_rate``; over
         ``(intervention, style, category)`` the same with the prefix ``category_``.
@@ -123,9 +123,11 @@ def evaluate(
         score=None if refusal_tokens is None else score,
         reference_request=reference_request,
     )
-    out = judge(measured, calibrated(measured)).assign_attrs(
+    asked = prompts.to_dataset()
+    out = judge(measured, calibrated(measured)).assign(text=asked["text"])
+    out = out.assign_attrs(
         **model.identity(),
-        **prompts.to_dataset().attrs,
+        **asked.attrs,
         reference_request=reference_request,
         max_new_tokens=max_new_tokens,
         refusal_tokens=[int(t) for t in refusal_tokens or ()],
