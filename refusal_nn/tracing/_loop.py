@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refusal_nn.errors import RequestError, TooMuchAtOnceError
+from refusal_nn.shipped.walk import is_ref
 from refusal_nn.tracing._jobs import Passes
 from refusal_nn.tracing._plan import Ref
 from refusal_nn.tracing._request import Request
@@ -247,7 +248,7 @@ def _mentions(value: Any, ref: Ref) -> bool:
     """Whether a plan uses what a reference stands for."""
     if isinstance(value, Mapping):
         return any(_mentions(v, ref) for v in value.values())
-    if isinstance(value, tuple) and len(value) == 6 and value[0] == "ref":
+    if is_ref(value):
         return value[1:4] == (ref.shared, ref.request, ref.name)
     if isinstance(value, list | tuple):
         items: Iterable[Any] = value

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from refusal_nn.errors import InterventionError
+from refusal_nn.shipped.walk import is_ref
 
 if TYPE_CHECKING:
     from refusal_nn.interventions import Edit, Intervention
@@ -370,7 +371,7 @@ class _Binding:
             for name, value in edit.args.items()
         }
         for name, value in args.items():
-            if isinstance(value, tuple):
+            if is_ref(value):
                 continue
             rows = len(self.lengths if edit.rows is None else edit.rows)
             if edit.pick is not None:
