@@ -13,6 +13,7 @@ from refusal_nn.shipped.walk import is_ref
 from refusal_nn.tracing._jobs import Passes
 from refusal_nn.tracing._plan import Ref
 from refusal_nn.tracing._request import Request
+from refusal_nn.tracing._run import to_numpy
 from refusal_nn.tracing._work import Answers, Work
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class _Asked:
 
         n = self._answered(len(answers.results))
         state = {
-            name: answers.results[value.request][value.name].numpy()
+            name: to_numpy(answers.results[value.request][value.name])
             if isinstance(value, Ref)
             else value
             for name, value in self.states[n].items()
