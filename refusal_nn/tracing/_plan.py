@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from refusal_nn.errors import InterventionError
+from refusal_nn.models.sites import MODEL_SITES
 from refusal_nn.shipped.walk import is_ref
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def build_plan(
             logits[-1]["captures"].append((capture.name, args))
             continue
         layers: Sequence[int | None]
-        if capture.site in ("embed", "final_norm"):
+        if capture.site in MODEL_SITES:
             layers = [None]
         elif isinstance(capture.layers, int):
             layers = [capture.layers]
