@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from refusal_nn.backends._elsewhere import Elsewhere
 from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._payload import Batches
 from refusal_nn.backends._process import worker_of
-from refusal_nn.backends._size import size_of
-from refusal_nn.models import Backend, Loading, Model
+from refusal_nn.models import Loading, Model
 from refusal_nn.models._load import load_here
 from refusal_nn.store import JobLedger
 from refusal_nn.tracing import Request, Results
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from refusal_nn.shipped.plans import Facts
 
 
-class DryRunBackend(Backend):
+class DryRunBackend(Elsewhere):
     """Packs batches into jobs as for a server, and runs them in a process of this machine.
 
     Its model has its weights here too, for what is asked of them without a job.
@@ -50,10 +50,6 @@ class DryRunBackend(Backend):
         for job in work.jobs(indices):
             saved = worker_of(model, weights=True).ask(work.block(job))
             yield from zip(job.batches, work.results(saved["answer"]), strict=True)
-
-    def fits(self, model: Model, requests: Sequence[Request]) -> bool:
-        """Whether requests are within the limits of a job."""
-        return size_of(model, requests).within(self.limits)
 
     def preflight(self, model: Model, block: bytes) -> None:
         """Nothing: the job itself is read there next."""

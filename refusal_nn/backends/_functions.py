@@ -12,6 +12,7 @@ from cloudpickle.cloudpickle import (  # type: ignore[import-untyped]
     list_registry_pickle_by_value,
 )
 
+from refusal_nn.backends._elsewhere import elsewhere
 from refusal_nn.errors import PreflightError
 from refusal_nn.interventions._source import INSTALLED, callees, named_values, qualified
 from refusal_nn.models import Model
@@ -45,14 +46,14 @@ def check_job(model: Model, requests: Iterable[Request], block: bytes) -> None:
     """
     checked = _checked.get(model, set())
     found = {f for request in requests for f in _called(request.plan)} - checked
-    backend: Any = model.backend
+    there = elsewhere(model)
     for function in sorted(found, key=qualified):
         if any(isinstance(v, Model) for one in callees(function) for v in named_values(one)):
             raise PreflightError(
                 f"function {qualified(function)} refers to a loaded model, which does not travel; pass "
                 "what it needs of it in args."
             )
-        lacking = sorted(backend.lacking(*_not_travelling(function)))
+        lacking = sorted(there.lacking(*_not_travelling(function)))
         if lacking:
             raise PreflightError(
                 f"function {qualified(function)} refers to {', '.join(lacking)}, which would have to be "
@@ -60,7 +61,7 @@ def check_job(model: Model, requests: Iterable[Request], block: bytes) -> None:
                 "send its functions by their source, or pass values in args instead."
             )
     if found or model not in _checked:
-        backend.preflight(model, block)
+        there.preflight(model, block)
     _checked[model] = checked | found
 
 

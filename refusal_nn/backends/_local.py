@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -66,7 +67,8 @@ def _said(model: Model, requests: Sequence[Request]) -> Iterator[None]:
     except RefusalNNError:
         raise
     except torch.OutOfMemoryError as error:
-        rows, width = max(tuple(r.inputs["input_ids"].shape) for r in requests)
+        shapes = [r.inputs["input_ids"].shape for r in requests]
+        rows, width = max(shapes, key=math.prod)
         raise BackendError(
             f"out of memory on {model.device} with a batch of {rows} rows of {width} tokens; "
             "pass a smaller --batch-size."

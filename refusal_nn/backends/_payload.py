@@ -6,15 +6,15 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import nnsight
 import torch
 import zstandard
 from nnsight.tracing.backend import Backend
 
+from refusal_nn.backends._elsewhere import elsewhere
 from refusal_nn.backends._functions import check_job
-from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._process import serialise
 from refusal_nn.backends._size import size_of
 from refusal_nn.models import EMBEDDED, Model
@@ -22,7 +22,7 @@ from refusal_nn.shipped.job import digest, run_job, unpack
 from refusal_nn.tracing import Request, Results, check_requests, judge_check
 
 if TYPE_CHECKING:
-    from refusal_nn.shipped.plans import Facts, JobAnswer, JobContent, PlainRequest
+    from refusal_nn.shipped.plans import JobAnswer, JobContent, PlainRequest
 
 
 @dataclass(frozen=True)
@@ -53,30 +53,6 @@ class Packing(Protocol):
         ...
 
 
-class Elsewhere(Protocol):
-    """What packing asks of a backend whose jobs run in another process."""
-
-    limits: Limits
-
-    def preflight(self, model: Model, block: bytes) -> None:
-        """See that a job can be read where this package is missing."""
-        ...
-
-    def lacking(self, own: set[str], named: set[str]) -> set[str]:
-        """Of modules that do not travel, those that are not there.
-
-        Parameters
-        ----------
-        own, named : set of str
-            Modules that functions of the user's are from, and that they name.
-        """
-        ...
-
-    def check_facts(self, model: Model, facts: Facts) -> None:
-        """Refuse the model there if it is not the one that is meant."""
-        ...
-
-
 @dataclass(frozen=True)
 class Batches:
     """The batches of a stage, for a model whose jobs run elsewhere.
@@ -94,14 +70,9 @@ class Batches:
     requests: Callable[[int], Sequence[Request]]
     shared: Sequence[Request] = ()
 
-    @property
-    def there(self) -> Elsewhere:
-        """Where the jobs run."""
-        return cast(Elsewhere, self.model.backend)
-
     def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
         """Batches in order, as many to a job as the limits allow, at least one."""
-        limits = self.there.limits
+        limits = elsewhere(self.model).limits
         total = base = size_of(self.model, self.shared)
         taken: list[int] = []
         parts: list[Sequence[Request]] = []
@@ -162,7 +133,7 @@ class Batches:
             If the answer shows that the model there is not the one that is meant, or does not fit its
             map.
         """
-        self.there.check_facts(self.model, answer["facts"])
+        elsewhere(self.model).check_facts(self.model, answer["facts"])
         for results in unpack(answer["check"]):
             if results and not self.model.verified:
                 judge_check(self.model, results[0]["error"])

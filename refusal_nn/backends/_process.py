@@ -32,6 +32,8 @@ from refusal_nn.models import Model, quiet
 _workers: weakref.WeakKeyDictionary[Model, dict[Any, Worker]] = weakref.WeakKeyDictionary()
 _readers: dict[Any, Worker] = {}
 """Processes without weights, which serve every model of one source."""
+_starting = threading.Lock()
+"""Held while a process is looked for and started: threads that want the same one get one."""
 
 
 class Worker:
@@ -96,7 +98,7 @@ class Worker:
                 stdin.flush()
                 header = stdout.read(8)
                 reply = stdout.read(struct.unpack("<Q", header)[0]) if len(header) == 8 else b""
-            except BrokenPipeError:
+            except (BrokenPipeError, ValueError):  # or closed: it had ended before
                 reply = b""
             finally:
                 if clock is not None:
@@ -120,6 +122,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process and remove its files."""
+        atexit.unregister(self.close)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -180,13 +183,19 @@ def _words(model: Model, source: str, weights: bool) -> tuple[str, ...]:
 def worker_of(model: Model, *, weights: bool) -> Worker:
     """The process of a model, started on first use; with its weights it ends with the model."""
     shared = not weights and bool(model.source)
-    workers = _readers if shared else _workers.setdefault(model, {})
     key = model.source, *_words(model, model.source, weights)
-    if key not in workers or workers[key].process.poll() is not None:
+    with _starting:
+        workers = _readers if shared else _workers.setdefault(model, {})
+        found = workers.get(key)
+        if found is not None and found.process.poll() is None:
+            return found
+        if found is not None:
+            with found.lock:  # who reads the last answer of it reads to the end
+                found.close()
         workers[key] = Worker(model, weights=weights)
         if not shared:
             weakref.finalize(model, workers[key].close)
-    return workers[key]
+        return workers[key]
 
 
 def serialise(tracer: Any) -> bytes:

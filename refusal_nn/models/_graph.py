@@ -36,9 +36,9 @@ _SIZES = ("n_layers", "n_heads", "n_kv_heads", "parallel")
 class Graph(Protocol):
     """What a circuit needs of a graph, whatever its nodes are.
 
-    :class:`EdgeGraph` has every head and MLP of a model, so it is told by four sizes. One over sparse
-    features has the nodes that were found on some prompts, and tells them itself; it is registered in
-    :data:`GRAPHS` under its own ``kind``.
+    :class:`EdgeGraph`, the only one so far, has every head and MLP of a model, so it is told by four
+    sizes. One over sparse features would have the nodes that were found on some prompts, and tell
+    them itself; what makes it from attrs goes into :data:`GRAPHS` under its own ``kind``.
 
     Attributes
     ----------

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from refusal_nn.models import _anyio  # noqa: F401 - before anything imports nnsight
 from refusal_nn.models._architecture import Architecture
 from refusal_nn.models._chat import Chat
 from refusal_nn.models._hashes import tokenizer_hash

@@ -1,8 +1,8 @@
 """What travels to a server, and nothing else.
 
-Modules here import torch, numpy, nnsight (with the huggingface_hub it needs) and one another only, hold
-top-level functions, and work on plain data: they are sent by value and run where this package is not
-installed.
+Modules here import torch, nnsight (with the huggingface_hub it needs), the standard library and one
+another only, hold top-level functions, and work on plain data: they are sent by value and run where
+this package is not installed.
 """
 
 __all__: list[str] = []

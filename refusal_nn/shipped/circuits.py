@@ -27,12 +27,12 @@ from typing import Any
 import torch
 
 from refusal_nn.shipped.parts import (
+    gain_and_bias,
     head_output,
     module_at,
-    norm_gain,
     projection,
     scaled,
-    through,
+    through_norm,
     wide,
 )
 
@@ -221,16 +221,14 @@ def normed_product(
     """
     if norm is None or scale is None:
         return by_circuit(x, weight.transpose(-1, -2))
-    module = module_at(model, norm["path"])
-    gain = norm_gain(module, norm)
+    gain, shift = gain_and_bias(model, norm, x)
     folded = (weight * gain).transpose(-1, -2)
     out = by_circuit(x, folded)
     if mean is not None:
         out = out - mean * folded.sum(-2, keepdim=True)
     out = out * scale
-    offset = getattr(module, "bias", None)
-    if offset is not None:
-        out = out + (weight @ wide(offset.detach()))[:, None]
+    if shift is not None:
+        out = out + (weight @ shift)[:, None]
     return out
 
 
@@ -244,6 +242,4 @@ def read_stream(x: torch.Tensor, args: dict[str, Any], state: dict[str, Any]) ->
     if not bool(args["excluded"].any()):
         return x
     seen = readings(args["excluded"], state)[:, 0].reshape(x.shape)
-    norm = args["norm"]
-    out = seen if norm is None else through(module_at(state["model"], norm), seen)
-    return out.to(x.dtype)
+    return through_norm(state["model"], args["norm"], seen).to(x.dtype)

@@ -14,7 +14,7 @@ import torch
 
 from refusal_nn.shipped.edges import differences, write_heads
 from refusal_nn.shipped.metrics import last_token, metric_values
-from refusal_nn.shipped.parts import module_at, projection, through, wide
+from refusal_nn.shipped.parts import projection, through_norm, wide
 
 
 def patched_readings(
@@ -61,11 +61,8 @@ def patched_readings(
         return {**out, "final": (wide(taken["final"]) + written[:count]).flatten(0, 1)}
     place = args["places"][layer]
     x = wide(taken["resid_pre"][layer]) + written[:count]
-    normed = (
-        x
-        if place["attn_norm"] is None
-        else through(module_at(model, place["attn_norm"]["path"]), x)
-    )
+    attn_norm, mlp_norm = place["attn_norm"], place["mlp_norm"]
+    normed = through_norm(model, attn_norm and attn_norm["path"], x)
     for group in place["projections"]:
         for piece in group["parts"]:
             matrix, bias = projection(model, piece)
@@ -75,10 +72,7 @@ def patched_readings(
             out[piece["site"]] = y.flatten(1, 2)[..., None, :]
     if not args["parallel"]:
         x = wide(taken["resid_mid"]) + written
-    norm = place["mlp_norm"]
-    out["mlp_in"] = (x if norm is None else through(module_at(model, norm["path"]), x)).flatten(
-        0, 1
-    )
+    out["mlp_in"] = through_norm(model, mlp_norm and mlp_norm["path"], x).flatten(0, 1)
     return out
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from refusal_nn.shipped.metrics import metric_values
+from refusal_nn.shipped.metrics import last_token, metric_values
 from refusal_nn.shipped.parts import (
     gain_and_bias,
     head_output,
@@ -142,12 +142,12 @@ def gradients(
     The sum, not the mean: rows do not meet in a pass, so each row's gradient is then its own, however
     many there are. A tensor that the metric does not depend on has gradient zero.
     """
-    readout = taken["readout"][:, -1]
+    readout = last_token(taken["readout"])
     prompts = args["mask"].shape[0]
     clean = readout[-prompts:].detach()
     values = metric_values(readout, args["metric"], clean)
     found = torch.autograd.grad(values.sum(), targets, allow_unused=True)
-    corrupted = metric_values(args["corrupted_readout"][:, -1], args["metric"], clean)
+    corrupted = metric_values(last_token(args["corrupted_readout"]), args["metric"], clean)
     metrics = {"metric_clean": values[-prompts:].detach(), "metric_corrupted": corrupted.detach()}
     return metrics, [
         torch.zeros_like(t) if g is None else g for t, g in zip(targets, found, strict=True)

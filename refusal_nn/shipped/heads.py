@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from refusal_nn.shipped.metrics import metric_values
+from refusal_nn.shipped.metrics import last_token, metric_values
 from refusal_nn.shipped.parts import head_output, scaled, wide
 
 
@@ -32,7 +32,7 @@ def direct_heads(
     dict
         ``direct`` ``[row, layer, head]``, float32 or float64.
     """
-    readout = taken["readout"][:, -1]
+    readout = last_token(taken["readout"])
     values = metric_values(readout, args["metric"], readout.detach())
     (slope,) = torch.autograd.grad(values.sum(), [taken["final"]])
     with torch.no_grad():

@@ -36,6 +36,11 @@ def through(module: Any, x: torch.Tensor) -> torch.Tensor:
     return type(module).forward(module, x.to(weight.dtype))  # type: ignore[no-any-return]
 
 
+def through_norm(model: Any, path: str | None, x: torch.Tensor) -> torch.Tensor:
+    """``x`` behind the norm at a path; ``x`` itself where there is none."""
+    return x if path is None else through(module_at(model, path), x)
+
+
 def wide(x: torch.Tensor) -> torch.Tensor:
     """Half precision widened: differences of nearly equal activations are what counts here."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -75,10 +80,15 @@ def projection(model: Any, place: dict[str, Any]) -> tuple[torch.Tensor, torch.T
     return of_heads[0], of_heads[1]  # type: ignore[return-value]
 
 
+def output_weight(model: Any, place: dict[str, Any]) -> torch.Tensor:
+    """Weight ``[head * d_head, d_model]`` of an attention output projection."""
+    module = module_at(model, place["output"])
+    return wide((module.weight if place["transposed"] else module.weight.T).detach())
+
+
 def head_output(model: Any, place: dict[str, Any]) -> torch.Tensor:
     """``[head, d_head, d_model]``: what each head's part of z adds, up to the post-norm's scale."""
-    module = module_at(model, place["output"])
-    weight = wide((module.weight if place["transposed"] else module.weight.T).detach())
+    weight = output_weight(model, place)
     if place["post_norm"]:
         norm = {"kind": "rms", "epsilon": place["epsilon"]}
         weight = weight * norm_gain(module_at(model, place["post_norm"]), norm)
@@ -100,14 +110,12 @@ def scaled(model: Any, z: torch.Tensor, place: dict[str, Any]) -> torch.Tensor:
     """``z`` over the root mean square that the norm behind the output projection divides by."""
     if not place["post_norm"]:
         return z
-    module = module_at(model, place["output"])
-    weight = wide((module.weight if place["transposed"] else module.weight.T).detach())
-    total = z.flatten(-2) @ weight
+    total = z.flatten(-2) @ output_weight(model, place)
     return z * torch.rsqrt(total.pow(2).mean(-1) + place["epsilon"])[..., None, None]
 
 
 def gain_and_bias(model: Any, norm: dict[str, Any], like: torch.Tensor) -> tuple[Any, Any]:
     """Gain ``[d_model]`` of a norm, whatever offset it is stored with, and its bias or None."""
     module = module_at(model, norm["path"])
-    bias = module.bias if norm["kind"] == "layer" else None
-    return norm_gain(module, norm).to(like), None if bias is None else wide(bias).to(like)
+    bias = getattr(module, "bias", None) if norm["kind"] == "layer" else None
+    return norm_gain(module, norm).to(like), None if bias is None else wide(bias.detach()).to(like)

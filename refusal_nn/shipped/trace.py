@@ -1,7 +1,7 @@
-"""The only places that open an nnsight trace.
+"""Where requests are traced: a forward pass, or a generation under edits.
 
 Each function takes a wrapped model and plain data, and runs unchanged here, in a dry run and on a
-server.
+server; the session around a job that travels is opened where the job is made into bytes.
 """
 
 from __future__ import annotations

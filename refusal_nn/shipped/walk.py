@@ -40,6 +40,11 @@ def run_plan(model: Any, plan: Plan) -> dict[str, Any]:
     return taken
 
 
+def is_ref(value: Any) -> bool:
+    """Whether a value of a plan is a reference; see :func:`bind`."""
+    return isinstance(value, tuple) and len(value) == 6 and value[0] == "ref"
+
+
 def bind(
     plan: Plan,
     own: list[dict[str, torch.Tensor]],
@@ -53,7 +58,7 @@ def bind(
     """
 
     def value(v: Any) -> Any:
-        if not (isinstance(v, tuple) and len(v) == 6 and v[0] == "ref"):
+        if not is_ref(v):
             return v
         held = (shared if v[1] else own)[v[2]][v[3]]
         if v[4] is not None:

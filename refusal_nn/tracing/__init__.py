@@ -1,4 +1,4 @@
-"""Tracing: the only code that opens an nnsight trace.
+"""Tracing: what is asked of a model, compiled to what travels to it.
 
 :func:`run` executes requests on the model's backend; :func:`capture` and :func:`generate` are what
 most scripts need. A trace of your own can use the interventions and site names too, by calling

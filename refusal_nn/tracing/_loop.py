@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refusal_nn.errors import RequestError, TooMuchAtOnceError
+from refusal_nn.shipped.walk import is_ref
 from refusal_nn.tracing._jobs import Passes
 from refusal_nn.tracing._plan import Ref
 from refusal_nn.tracing._request import Request
+from refusal_nn.tracing._run import to_numpy
 from refusal_nn.tracing._work import Answers, Work
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ class _Asked:
 
         n = self._answered(len(answers.results))
         state = {
-            name: answers.results[value.request][value.name].numpy()
+            name: to_numpy(answers.results[value.request][value.name])
             if isinstance(value, Ref)
             else value
             for name, value in self.states[n].items()
@@ -247,7 +249,7 @@ def _mentions(value: Any, ref: Ref) -> bool:
     """Whether a plan uses what a reference stands for."""
     if isinstance(value, Mapping):
         return any(_mentions(v, ref) for v in value.values())
-    if isinstance(value, tuple) and len(value) == 6 and value[0] == "ref":
+    if is_ref(value):
         return value[1:4] == (ref.shared, ref.request, ref.name)
     if isinstance(value, list | tuple):
         items: Iterable[Any] = value

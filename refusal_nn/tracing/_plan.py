@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from refusal_nn.errors import InterventionError
+from refusal_nn.models.sites import MODEL_SITES
+from refusal_nn.shipped.walk import is_ref
 
 if TYPE_CHECKING:
     from refusal_nn.interventions import Edit, Intervention
@@ -178,7 +180,7 @@ def build_plan(
             logits[-1]["captures"].append((capture.name, args))
             continue
         layers: Sequence[int | None]
-        if capture.site in ("embed", "final_norm"):
+        if capture.site in MODEL_SITES:
             layers = [None]
         elif isinstance(capture.layers, int):
             layers = [capture.layers]
@@ -370,7 +372,7 @@ class _Binding:
             for name, value in edit.args.items()
         }
         for name, value in args.items():
-            if isinstance(value, tuple):
+            if is_ref(value):
                 continue
             rows = len(self.lengths if edit.rows is None else edit.rows)
             if edit.pick is not None:

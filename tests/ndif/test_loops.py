@@ -10,7 +10,7 @@ from refusal_nn import models
 from refusal_nn.store import JobLedger, MemoryRecorder
 from tests.ndif.control import Stack
 from tests.store.looping import recorder
-from tests.tracing.ascent import STEPS, Ascent
+from tests.tracing.ascent import Ascent
 
 
 def test_forty_steps_at_a_server_are_those_of_here_in_few_jobs(
@@ -21,8 +21,7 @@ def test_forty_steps_at_a_server_are_those_of_here_in_few_jobs(
     with recorder(tmp_path) as run:
         found = Ascent(remote).run(run)
         jobs = JobLedger(run.partial / "ascend.jobs.json").jobs
-    assert [job["state"] for job in jobs] == ["done"] * 3
-    assert len(jobs) <= STEPS / 4
+    assert [job["state"] for job in jobs] == ["done"] * 3  # 16, 16 and 8 of the 40 steps
     for name, values in here.records.data_vars.items():
         np.testing.assert_allclose(found.records[name].values, values.values, rtol=0, atol=1e-5)
     for name, values in here.state.data_vars.items():

@@ -17,7 +17,7 @@ from refusal_nn.backends.ndif._service import Answer, TooLargeError
 from refusal_nn.errors import BackendError, RequestError, StoreError
 from refusal_nn.shipped.steps import stepped
 from refusal_nn.store import JobLedger, MemoryRecorder
-from refusal_nn.tracing import Capture, Optimizer, Start, Steps, pad
+from refusal_nn.tracing import Capture, Optimizer, Start, Steps, capture_tokens, pad
 from tests.store.looping import recorder
 from tests.tracing.ascent import LAYER, PROMPTS, ROWS, STEPS, Ascent, records
 from tests.tracing.test_jobs_too_large import TOO_LONG
@@ -286,6 +286,19 @@ def test_a_captured_state_and_one_that_stays_come_back_and_their_form_is_checked
     assert np.abs(found.state["x"].values).max() > 0
     with pytest.raises(StoreError, match="the first state is"):
         MemoryRecorder().loop("s", {**first, "x": np.zeros(4)}, 3, Steps(model, ask))
+
+
+def test_a_state_held_in_bfloat16_comes_back_widened() -> None:
+    half = rn.load_model("tiny-refuser", dtype=torch.bfloat16)
+
+    def ask(work, step, state):
+        return {"x": one_pass(half, state, work).held("x")}, None
+
+    first = {"x": np.zeros((1, 1, half.d_model), np.float32)}
+    found = MemoryRecorder().loop("s", first, 1, Steps(half, ask)).state["x"].values
+    expected = capture_tokens(half, [[7, 8, 9]], [Capture("x", "resid_pre", 2, (-1,))])["x"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

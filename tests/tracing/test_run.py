@@ -7,14 +7,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import refusal_nn as rn
 from refusal_nn import store
-from refusal_nn.errors import RequestError
+from refusal_nn.backends import _local
+from refusal_nn.errors import BackendError, RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, MeanAblation
 from refusal_nn.models import BLOCK_SITES, load_model, quiet
 from refusal_nn.testing import D_MODEL, N_LAYERS, tiny_model, tiny_module, tiny_tokenizer
-from refusal_nn.tracing import capture, generate
+from refusal_nn.tracing import capture, forward_request, generate, pad
 from tests.directions.conftest import made_prompts
 
 TEXTS = ["w10 w11", "w20 w21 w22", "w30", "w40 w41 w42 w43", "w50 w51", "w60"]
@@ -43,6 +45,19 @@ def test_a_vector_a_row_of_the_batch_is_not_taken_for_one_a_prompt():
     for call in (capture, generate):
         with pytest.raises(RequestError, match="direction has 3 rows for 6 prompts"):
             call(model, TEXTS, interventions=edits, batch_size=3)
+
+
+def test_out_of_memory_names_the_largest_pass_of_the_batch(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(_local, "run_batch", full)
+    model = tiny_model("llama")
+    shapes = [(3, 2), (2, 5), (1, 6)]
+    batches = [pad([[7] * width] * rows, model.pad_token) for rows, width in shapes]
+    requests = [forward_request(model, batch, []) for batch in batches]
+    with pytest.raises(BackendError, match="a batch of 2 rows of 5 tokens"):
+        model.backend.run(model, requests)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from refusal_nn.backends._elsewhere import Elsewhere
 from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._payload import Batches, digest_of
 from refusal_nn.backends._process import Preflight
-from refusal_nn.backends._size import size_of
 from refusal_nn.backends.ndif._deployments import (
     check_other_deployments,
     find_deployment,
@@ -25,7 +25,7 @@ from refusal_nn.backends.ndif._queue import Jobs
 from refusal_nn.backends.ndif._service import Service
 from refusal_nn.backends.ndif._shape import hub_name, shape_of
 from refusal_nn.errors import Detached, ModelError, RequestError
-from refusal_nn.models import DTYPES, EMBEDDED, Backend, Loading, Model, build_architecture
+from refusal_nn.models import DTYPES, EMBEDDED, Loading, Model, build_architecture
 from refusal_nn.models._catalogue import ON_SERVERS
 from refusal_nn.models._hashes import weights_hash
 from refusal_nn.store import JobLedger
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Ndif(Backend):
+class Ndif(Elsewhere):
     """Where a model's jobs go: to an NDIF server.
 
     Attributes
@@ -165,10 +165,6 @@ class Ndif(Backend):
         """Results of the batches of a stage, as they come."""
         jobs = Jobs(model, Batches(model, asked, shared), ledger)
         yield from jobs.answers(indices, detach=self.detach)
-
-    def fits(self, model: Model, requests: Sequence[Request]) -> bool:
-        """Whether requests are within the limits of a job."""
-        return size_of(model, requests).within(self.limits)
 
     def learn_dtype(self, model: Model) -> None:
         """Have a model deployed that is not yet, by an empty job, to know what dtype it runs in there.

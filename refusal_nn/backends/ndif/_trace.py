@@ -35,7 +35,8 @@ class Remote(Backend):  # type: ignore[misc]
     model : Model
         Loaded with ``backend="ndif"``.
     preflight : bool
-        Read the block here first; the process that does it starts once a model, in seconds.
+        Read the block here first, in a process that takes seconds to start and serves every model of
+        one source.
 
     Raises
     ------
