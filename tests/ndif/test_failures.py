@@ -235,7 +235,7 @@ def test_an_error_of_our_own_code_is_shown_with_our_file(model) -> None:
     batch = pad([[5, 6, 7]], 0)
     request = forward_request(model, batch, [Capture("x", "resid_pre")])
     request.plan["visits"][0]["path"] = "model.layers.77"
-    with pytest.raises(BackendError, match=r"refusal_nn/shipped/walk\.py:\d+: AttributeError"):
+    with pytest.raises(BackendError, match=r"refusal_nn/shipped/parts\.py:\d+: AttributeError"):
         run(model, [request])
 
 
