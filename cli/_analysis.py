@@ -141,6 +141,8 @@ def _option(parameter: Parameter, more: Mapping[str, Any]) -> Decorator:
     kind = parameter.annotation.removesuffix(" | None")
     told.setdefault("help", parameter.summary)
     told |= {"required": True} if default is REQUIRED else {"default": default}
+    if parameter.choices:
+        told.setdefault("type", click.Choice(parameter.choices))
     if kind == "bool":
         if default is True:
             flag = f"{flag}/--no-{flag.removeprefix('--')}"
@@ -151,8 +153,6 @@ def _option(parameter: Parameter, more: Mapping[str, Any]) -> Decorator:
         told |= {"multiple": True}
     elif kind.startswith("Sequence["):
         told.setdefault("metavar", "LIST")
-    elif parameter.choices:
-        told.setdefault("type", click.Choice(parameter.choices))
     else:
         told.setdefault("type", _TYPES.get(kind, str))
     return click.option(flag, parameter.name, show_default=default is not None, **told)

@@ -29,19 +29,19 @@ input_model_option = click.option(
 
 
 def split_option(default: str) -> Callable[[F], F]:
-    """``--split``, whose value :func:`split_of` checks."""
+    """``--split``."""
     return click.option(
-        "--split", default=default, show_default=True, help="Split to use: train, val, test or all."
+        "--split",
+        type=click.Choice(SPLITS),
+        default=default,
+        show_default=True,
+        help="Split to use.",
     )
 
 
 def split_of(prompts: Any, split: str) -> Any:
     """The prompts, or pairs, of a split, or all of them."""
-    if split == "all":
-        return prompts
-    if split not in SPLITS:
-        raise click.BadParameter(f"{split!r} is not train, val, test or all.", param_hint="--split")
-    return getattr(prompts, split)
+    return prompts if split == "all" else getattr(prompts, split)
 
 
 def load_prompts_of(kind: str, value: Any, split: str) -> Any:

@@ -12,8 +12,6 @@ from refusal_nn.cli._output import notice_run, print_json, print_table
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
 
-METHODS = ("atp", "eap", "eap-ig", "clean-corrupted", "exact")
-
 
 def _show(run: Run, as_json: bool, top: int) -> None:
     from refusal_nn.attribution import ranked
@@ -46,7 +44,6 @@ command = analysis_command(
         "pairs": {"default": "tiny-pairs", "help": PAIRS},
         "level": {"help": "Score every edge, or every head and MLP."},
         "method": {
-            "type": click.Choice(METHODS),
             "help": "exact patches each one; the others are first-order (atp: nodes, eap: edges).",
         },
         "steps": {

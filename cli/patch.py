@@ -8,7 +8,6 @@ import click
 
 from refusal_nn.cli._analysis import PAIRS, analysis_command
 from refusal_nn.cli._output import notice_run, print_json, print_table
-from refusal_nn.models.sites import STREAM_SITES
 
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
@@ -77,11 +76,9 @@ command.add_command(
         options={
             "sites": {
                 "flag": "--site",
-                "type": click.Choice(STREAM_SITES),
                 "help": "Where to patch; repeatable.",
             },
             "interchange": {
-                "type": click.Choice(["sufficiency", "necessity"]),
                 "help": "sufficiency: into the harmless prompt's run; necessity: into the harmful "
                 "one's.",
             },
@@ -112,7 +109,6 @@ command.add_command(
                 "help": "Least share of the difference between the prompts that a head must carry.",
             },
             "correction": {
-                "type": click.Choice(["max-t", "holm", "bh"]),
                 "help": "For the number of heads tested.",
             },
             "max_heads": {

@@ -92,7 +92,7 @@ def read_signature(target: str) -> Signature:
             argument.arg,
             ast.unparse(argument.annotation) if argument.annotation else "",
             REQUIRED if default is None else _value(default, tree),
-            tuple(re.findall(r'"([^"]+)"', kind)) if kind.startswith("{") else (),
+            tuple(re.findall(r'"([^"]+)"', kind)) if "{" in kind else (),
             summary,
         )
     found.pop("recorder", None)
