@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any
 
 from refusal_nn._signature import Signature, read_signature
@@ -32,10 +34,11 @@ GROUP = "refusal_nn.analyses"
 module being the one that holds the function's text."""
 
 
-def others() -> dict[str, str]:
+@cache  # what is installed is read from the metadata of every package there is
+def others() -> Mapping[str, str]:
     """Analyses of installed packages, by name; those that take a name of ours are left out."""
     points: list[EntryPoint] = list(entry_points(group=GROUP))
-    return {point.name: point.value for point in points if point.name not in OURS}
+    return MappingProxyType({p.name: p.value for p in points if p.name not in OURS})
 
 
 def targets() -> dict[str, str]:

@@ -101,6 +101,7 @@ def read_signature(target: str) -> Signature:
     return Signature(target, summary, found, runs, splits, section)
 
 
+@cache  # several analyses stand in one module
 def _tree(module: str) -> ast.Module:
     """The parsed text of a module, found without importing it or the packages above it."""
     top, *rest = module.split(".")
