@@ -171,6 +171,33 @@ def test_the_old_functions_still_keep_runs_and_say_what_they_are_now(tmp_path: P
     xr.testing.assert_equal(run.tree.to_dataset().load(), new.tree.to_dataset().load())
 
 
+def test_an_old_function_refuses_arguments_it_did_not_take(tmp_path: Path) -> None:
+    from refusal_nn.attribution import attribute_run
+
+    keeping = rn.Keeping(tmp_path)
+    for args, options in (
+        ((1, 2, 3, keeping), {}),
+        ((1, 2, 3), {"keeping": keeping}),
+        ((1, keeping), {"pairs": 2}),
+        ((1, 2), {}),
+        ((), {}),
+    ):
+        with pytest.raises(TypeError, match=r"attribute_run\(\) takes model, pairs and keeping"):
+            attribute_run(*args, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_names_of_what_is_the_same_still_work_and_others_are_gone() -> None:
+    from refusal_nn import recorded
+
+    for old, new in (("Keeping", "Keeping"), ("Run", "Run"), ("open_input", "open_run")):
+        with pytest.warns(DeprecationWarning, match=rf"recorded\.{old} is now refusal_nn\.runs"):
+            assert getattr(recorded, old) is getattr(runs, new)
+    for gone in ("record", "same_model"):
+        with pytest.raises(AttributeError, match=gone):
+            getattr(recorded, gone)
+
+
 def test_every_declared_analysis_is_found_by_its_name() -> None:
     from refusal_nn._analyses import OURS, function_at
 
