@@ -98,20 +98,16 @@ def model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Model:
     Raises
     ------
     RequestError
-        If the run was made with another model than the one asked for, or with a folder that is to be
-        given again.
+        If the run was made with a folder that is to be given again.
     """
     from refusal_nn.models import load_model
-    from refusal_nn.runs import same_model
 
     attrs = run.attrs
     if name is None:
         _check_findable(run.name, attrs["model"])
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
-    model = load_model(name or attrs["model"], **loading)
-    same_model(run.name, run.attrs, model)
-    return model
+    return load_model(name or attrs["model"], **loading)
 
 
 def _check_findable(run: str, model: str) -> None:
