@@ -40,6 +40,9 @@ Show = Callable[..., None]
 """``show(run, as_json, **own)`` prints a run; ``own`` are the options that are the command's alone."""
 
 PAIRS = "Contrast pairs: a name or a CSV, JSON or JSONL file."
+top_option = click.option(
+    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show."
+)
 _SHARED = {"batch_size": batch_size_option, "seed": seed_option}
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 

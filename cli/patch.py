@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refusal_nn.cli._analysis import PAIRS, analysis_command
+from refusal_nn.cli._analysis import analysis_command, top_option
 from refusal_nn.cli._output import notice_run, print_json, print_table
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def command() -> None:
 
 
 WHERE: dict[str, dict[str, Any]] = {
-    "pairs": {"default": "tiny-pairs", "help": PAIRS},
+    "pairs": {"default": "tiny-pairs"},
     "positions": {"help": "Positions from the prompt's end, such as -3,-1."},
     "layers": {"help": "Blocks, such as 3,4,5; default all."},
     "screen": {
@@ -31,9 +31,6 @@ WHERE: dict[str, dict[str, Any]] = {
         "help": "Length of the completions of patched runs; 0: none.",
     },
 }
-top_option = click.option(
-    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show."
-)
 
 
 def _show_positions(run: Run, as_json: bool, top: int) -> None:
