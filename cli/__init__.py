@@ -15,7 +15,7 @@ import click
 
 from refusal_nn import __version__
 from refusal_nn.cli._options import STDOUT
-from refusal_nn.cli._others import OtherNoun, other_nouns
+from refusal_nn.cli._others import OtherNoun, other_nouns, refuse_verb, with_others
 from refusal_nn.cli._output import print_json
 from refusal_nn.cli._request import ARGV
 from refusal_nn.errors import Detached, RefusalNNError, RequestError
@@ -73,7 +73,7 @@ class Root(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The nouns in the order of the help page; those of installed packages last."""
-        return [*NOUNS, *other_nouns()]
+        return [*NOUNS, *(noun for noun in other_nouns() if noun not in NOUNS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a noun, imported now; None for an unknown noun."""
@@ -81,7 +81,16 @@ class Root(click.Group):
             return OtherNoun(cmd_name) if cmd_name in other_nouns() else None
         command = import_module(f"refusal_nn.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
-        return command
+        return with_others(cmd_name, command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command and what follows it, which names no analysis where a noun has no verbs."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None and rest:
+            refuse_verb(name, command, rest[0])
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, with errors of ours turned into a message and an exit code."""

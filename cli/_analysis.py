@@ -40,6 +40,9 @@ Show = Callable[..., None]
 """``show(run, as_json, **own)`` prints a run; ``own`` are the options that are the command's alone."""
 
 PAIRS = "Contrast pairs: a name or a CSV, JSON or JSONL file."
+top_option = click.option(
+    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show."
+)
 _SHARED = {"batch_size": batch_size_option, "seed": seed_option}
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 
@@ -141,6 +144,8 @@ def _option(parameter: Parameter, more: Mapping[str, Any]) -> Decorator:
     kind = parameter.annotation.removesuffix(" | None")
     told.setdefault("help", parameter.summary)
     told |= {"required": True} if default is REQUIRED else {"default": default}
+    if parameter.choices:
+        told.setdefault("type", click.Choice(parameter.choices))
     if kind == "bool":
         if default is True:
             flag = f"{flag}/--no-{flag.removeprefix('--')}"
@@ -151,8 +156,6 @@ def _option(parameter: Parameter, more: Mapping[str, Any]) -> Decorator:
         told |= {"multiple": True}
     elif kind.startswith("Sequence["):
         told.setdefault("metavar", "LIST")
-    elif parameter.choices:
-        told.setdefault("type", click.Choice(parameter.choices))
     else:
         told.setdefault("type", _TYPES.get(kind, str))
     return click.option(flag, parameter.name, show_default=default is not None, **told)

@@ -78,12 +78,10 @@ class AskedMetric:
     def of(self, model: Model, inputs: tuple[Run, ...]) -> Metric | None:
         """The metric; None for refusal tokens that are still to be found."""
         from refusal_nn.contrasts import Metric, parse_tokens
-        from refusal_nn.runs import same_model
 
         if self.kind == "kl":
             return Metric.kl()
         if inputs:
-            same_model(inputs[0].name, inputs[0].attrs, model)
             layer = int(inputs[0].attrs["layer"])
             # the input of block 0 is read before anything that could be patched
             return Metric.projection(inputs[0].tree.to_dataset()["direction"].values, layer)

@@ -29,19 +29,19 @@ input_model_option = click.option(
 
 
 def split_option(default: str) -> Callable[[F], F]:
-    """``--split``, whose value :func:`split_of` checks."""
+    """``--split``."""
     return click.option(
-        "--split", default=default, show_default=True, help="Split to use: train, val, test or all."
+        "--split",
+        type=click.Choice(SPLITS),
+        default=default,
+        show_default=True,
+        help="Split to use.",
     )
 
 
 def split_of(prompts: Any, split: str) -> Any:
     """The prompts, or pairs, of a split, or all of them."""
-    if split == "all":
-        return prompts
-    if split not in SPLITS:
-        raise click.BadParameter(f"{split!r} is not train, val, test or all.", param_hint="--split")
-    return getattr(prompts, split)
+    return prompts if split == "all" else getattr(prompts, split)
 
 
 def load_prompts_of(kind: str, value: Any, split: str) -> Any:
@@ -98,20 +98,16 @@ def model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Model:
     Raises
     ------
     RequestError
-        If the run was made with another model than the one asked for, or with a folder that is to be
-        given again.
+        If the run was made with a folder that is to be given again.
     """
     from refusal_nn.models import load_model
-    from refusal_nn.runs import same_model
 
     attrs = run.attrs
     if name is None:
         _check_findable(run.name, attrs["model"])
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
-    model = load_model(name or attrs["model"], **loading)
-    same_model(run.name, run.attrs, model)
-    return model
+    return load_model(name or attrs["model"], **loading)
 
 
 def _check_findable(run: str, model: str) -> None:

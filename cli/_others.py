@@ -14,33 +14,73 @@ def other_nouns() -> list[str]:
     return sorted({name.partition("-")[0] for name in others()})
 
 
-class OtherNoun(click.Group):
-    """The analyses of one noun, each a command made from its declaration."""
+def targets_of(noun: str) -> dict[str, str]:
+    """Where installed packages' analyses of a noun are declared, by verb."""
+    return {
+        verb: target
+        for name, target in others().items()
+        for first, _, verb in [name.partition("-")]
+        if first == noun
+    }
 
-    def __init__(self, noun: str) -> None:
-        self.targets = {
-            verb: target
-            for name, target in others().items()
-            for first, _, verb in [name.partition("-")]
-            if first == noun
-        }
-        packages = sorted(
-            {target.partition(".")[0].partition(":")[0] for target in self.targets.values()}
-        )
-        super().__init__(name=noun, help=f"Added by {', '.join(packages)}.")
+
+class OtherNoun(click.Group):
+    """The analyses of one noun, each a command made from its declaration.
+
+    Parameters
+    ----------
+    noun : str
+    ours : click.Group, optional
+        Our commands of this noun, which come first and keep their names.
+    """
+
+    def __init__(self, noun: str, ours: click.Group | None = None) -> None:
+        self.ours = ours
+        self.targets = targets_of(noun)
+        told = f"Added by {_packages(self.targets)}."
+        super().__init__(name=noun, help=told if ours is None else ours.help)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs."""
-        return list(self.targets)
+        """The verbs, those of installed packages last."""
+        first = [] if self.ours is None else self.ours.list_commands(ctx)
+        return [*first, *(verb for verb in self.targets if verb not in first)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb; one that cannot be read says so in its own line of help."""
-        if cmd_name not in self.targets:
-            return None
+        own = None if self.ours is None else self.ours.get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in self.targets:
+            return own
         try:
             return analysis_command(self.targets[cmd_name], cmd_name)
         except RequestError as error:
             return _broken(cmd_name, str(error))
+
+
+def with_others(noun: str, ours: click.Command) -> click.Command:
+    """Our command of a noun, with the verbs that installed packages add to a group."""
+    return OtherNoun(noun, ours) if isinstance(ours, click.Group) and targets_of(noun) else ours
+
+
+def refuse_verb(noun: str, command: click.Command, verb: str) -> None:
+    """Say of an analysis whose noun is a command of ours, and so has no verbs, how it is run.
+
+    Raises
+    ------
+    RequestError
+    """
+    takes_words = any(isinstance(parameter, click.Argument) for parameter in command.params)
+    if isinstance(command, click.Group) or takes_words or verb not in targets_of(noun):
+        return
+    package = _packages({verb: targets_of(noun)[verb]})
+    raise RequestError(
+        f"`refusal-nn {noun}` is a command without verbs, so the analysis {noun}-{verb} of package "
+        f"{package} cannot be one of them; call it with refusal_nn.record, or ask for another noun."
+    )
+
+
+def _packages(targets: dict[str, str]) -> str:
+    """The packages that hold some analyses."""
+    return ", ".join(sorted({t.partition(".")[0].partition(":")[0] for t in targets.values()}))
 
 
 def _broken(name: str, reason: str) -> click.Command:

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refusal_nn.cli._analysis import PAIRS, analysis_command
+from refusal_nn.cli._analysis import analysis_command, top_option
 from refusal_nn.cli._output import notice_run, print_json, print_table
 
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
-
-METHODS = ("atp", "eap", "eap-ig", "clean-corrupted", "exact")
 
 
 def _show(run: Run, as_json: bool, top: int) -> None:
@@ -43,10 +41,9 @@ command = analysis_command(
     "refusal_nn.attribution._attribute:attribute",
     "attribute",
     options={
-        "pairs": {"default": "tiny-pairs", "help": PAIRS},
+        "pairs": {"default": "tiny-pairs"},
         "level": {"help": "Score every edge, or every head and MLP."},
         "method": {
-            "type": click.Choice(METHODS),
             "help": "exact patches each one; the others are first-order (atp: nodes, eap: edges).",
         },
         "steps": {
@@ -54,11 +51,7 @@ command = analysis_command(
             "help": "Points between corrupted and clean embedding of eap-ig.",
         },
     },
-    own=[
-        click.option(
-            "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show."
-        )
-    ],
+    own=[top_option],
     show=_show,
     text="""Attribute refusal to the edges or nodes between a model's parts, pair by pair.
 

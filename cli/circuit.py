@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from refusal_nn.runs import Run
 
 ABLATION = {
-    "type": click.Choice(["resample", "mean", "zero"]),
     "help": "What edges outside a circuit carry: the partner prompt's values (resample, if nothing is "
     "said), a mean, or zero.",
 }
@@ -221,12 +220,10 @@ command.add_command(
             },
             "pairs": {"help": "Pairs to choose the size on. [--faithfulness]"},
             "rule": {
-                "type": click.Choice(["top", "greedy", "threshold"]),
                 "help": "top: the best anywhere; greedy: the best into what is in already, from the "
                 "logits up.",
             },
             "ranking": {
-                "type": click.Choice(["absolute", "signed"]),
                 "help": "Best by size of the score, or by how much it supports the metric.",
             },
             "n_resamples": {

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refusal_nn.cli._analysis import PAIRS, analysis_command
+from refusal_nn.cli._analysis import analysis_command, top_option
 from refusal_nn.cli._output import notice_run, print_json, print_table
-from refusal_nn.models.sites import STREAM_SITES
 
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
@@ -20,7 +19,7 @@ def command() -> None:
 
 
 WHERE: dict[str, dict[str, Any]] = {
-    "pairs": {"default": "tiny-pairs", "help": PAIRS},
+    "pairs": {"default": "tiny-pairs"},
     "positions": {"help": "Positions from the prompt's end, such as -3,-1."},
     "layers": {"help": "Blocks, such as 3,4,5; default all."},
     "screen": {
@@ -32,9 +31,6 @@ WHERE: dict[str, dict[str, Any]] = {
         "help": "Length of the completions of patched runs; 0: none.",
     },
 }
-top_option = click.option(
-    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show."
-)
 
 
 def _show_positions(run: Run, as_json: bool, top: int) -> None:
@@ -77,11 +73,9 @@ command.add_command(
         options={
             "sites": {
                 "flag": "--site",
-                "type": click.Choice(STREAM_SITES),
                 "help": "Where to patch; repeatable.",
             },
             "interchange": {
-                "type": click.Choice(["sufficiency", "necessity"]),
                 "help": "sufficiency: into the harmless prompt's run; necessity: into the harmful "
                 "one's.",
             },
@@ -112,7 +106,6 @@ command.add_command(
                 "help": "Least share of the difference between the prompts that a head must carry.",
             },
             "correction": {
-                "type": click.Choice(["max-t", "holm", "bh"]),
                 "help": "For the number of heads tested.",
             },
             "max_heads": {

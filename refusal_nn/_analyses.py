@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any
 
 from refusal_nn._signature import Signature, read_signature
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import RequestError, StoreError
 
 OURS = {
     "direction-extract": "refusal_nn.directions._extract:extract",
@@ -32,10 +34,11 @@ GROUP = "refusal_nn.analyses"
 module being the one that holds the function's text."""
 
 
-def others() -> dict[str, str]:
+@cache  # what is installed is read from the metadata of every package there is
+def others() -> Mapping[str, str]:
     """Analyses of installed packages, by name; those that take a name of ours are left out."""
     points: list[EntryPoint] = list(entry_points(group=GROUP))
-    return {point.name: point.value for point in points if point.name not in OURS}
+    return MappingProxyType({p.name: p.value for p in points if p.name not in OURS})
 
 
 def targets() -> dict[str, str]:
@@ -66,11 +69,15 @@ def function_at(target: str) -> Callable[..., Any]:
     ------
     RequestError
         If the module cannot be imported or has no such function: the package that offers it is broken.
+    StoreError
+        If it is ours and an installed package has declared one of its variables differently.
     """
     module, _, name = target.partition(":")
     try:
         found: Callable[..., Any] = getattr(import_module(module), name)
     except Exception as error:  # whatever a stranger's package raises
+        if isinstance(error, StoreError) and target in OURS.values():
+            raise  # the other declaration is a stranger's; ours needs no repair
         raise RequestError(
             f"{target} cannot be loaded ({type(error).__name__}: {error}); repair or uninstall the "
             f"package {module.partition('.')[0]!r}."
@@ -85,12 +92,19 @@ def declare_variables() -> Iterator[str]:
     ------
     str
         Each package after it was imported; one that is broken is named in the log and left out.
+
+    Raises
+    ------
+    StoreError
+        If an installed package has declared a variable of ours differently.
     """
     for target in dict.fromkeys(targets().values()):
         package = target.partition(":")[0]
         try:
             import_module(package)
         except Exception as error:
+            if isinstance(error, StoreError) and target in OURS.values():
+                raise  # left out, our own variables would count as never declared
             logging.getLogger(__name__).warning("%s cannot be imported: %s", package, error)
             continue
         yield package

@@ -92,7 +92,7 @@ def read_signature(target: str) -> Signature:
             argument.arg,
             ast.unparse(argument.annotation) if argument.annotation else "",
             REQUIRED if default is None else _value(default, tree),
-            tuple(re.findall(r'"([^"]+)"', kind)) if kind.startswith("{") else (),
+            tuple(re.findall(r'"([^"]+)"', kind)) if "{" in kind else (),
             summary,
         )
     found.pop("recorder", None)
@@ -101,6 +101,7 @@ def read_signature(target: str) -> Signature:
     return Signature(target, summary, found, runs, splits, section)
 
 
+@cache  # several analyses stand in one module
 def _tree(module: str) -> ast.Module:
     """The parsed text of a module, found without importing it or the packages above it."""
     top, *rest = module.split(".")

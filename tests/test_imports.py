@@ -221,7 +221,7 @@ def test_every_public_name_resolves_and_is_listed(name: str) -> None:
         ("tracing", "DryRun", "backends"),
         ("tracing", "Remote", "backends"),
         ("evaluation", "evaluate", "responses"),
-        ("recorded", "record", "runs"),
+        ("recorded", "Keeping", "runs"),
     ],
 )
 def test_an_old_name_still_works_and_says_the_new_one(old: str, name: str, new: str) -> None:

@@ -17,11 +17,11 @@ class VariableTable(SphinxDirective):
     has_content: ClassVar[bool] = False
 
     def run(self) -> list[nodes.Node]:
-        import refusal_nn
+        from refusal_nn._analyses import declare_variables
         from refusal_nn.store.variables import REGISTRY
 
-        for module in refusal_nn.__all__:  # analyses declare their variables when imported
-            getattr(refusal_nn, module)
+        for _ in declare_variables():  # they are declared when the packages are imported
+            pass
 
         table = nodes.table()
         group = nodes.tgroup(cols=len(_COLUMNS))

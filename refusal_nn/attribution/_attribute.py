@@ -59,7 +59,7 @@ def attribute(
         Clean (harmful) prompts and corrupted (harmless) counterparts of equal length.
     metric : Metric, optional
         Default: the log-odds of refusal tokens that are discovered on these pairs.
-    method : str
+    method : {"atp", "eap", "eap-ig", "clean-corrupted", "exact"}
         ``exact``: every edge or node is patched and the metric measured. ``eap`` (edges) and ``atp``
         (nodes): the gradient at the clean run. ``eap-ig``: its mean over ``steps`` runs whose token
         embeddings are ``e' + k/steps (e - e')``, k = 1 to steps, from corrupted e' to clean e.

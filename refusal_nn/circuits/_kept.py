@@ -80,6 +80,9 @@ def discover_circuit(
         From :func:`refusal_nn.attribution.attribute`, level ``edge``.
     n_resamples : int
         Resamples of the pairs that say how stable the circuit is; 0: none.
+    rule : {"top", "greedy", "threshold"}
+    ranking : {"absolute", "signed"}
+    ablation : {"resample", "mean", "zero"}, optional
     model, edges, ..., recorder
         As above.
 
@@ -176,7 +179,9 @@ def evaluate_circuit(
     ----------
     circuit : xarray.DataTree
         From :func:`discover_circuit`.
-    model, pairs, ablation, grid, nulls, draws, minimality, batch_size, seed, recorder
+    ablation : {"resample", "mean", "zero"}
+    nulls : sequence of {"random", "layer-matched"}
+    model, pairs, grid, draws, minimality, batch_size, seed, recorder
         See :func:`refusal_nn.circuits.evaluate`.
 
     Returns
@@ -239,7 +244,8 @@ def compare_circuits(
         From :func:`discover_circuit`; told apart by their attr ``name``, else by their number.
     pairs : mapping, optional
         Name to held-out pairs.
-    model, ablation, batch_size, seed, recorder
+    ablation : {"resample", "mean", "zero"}, optional
+    model, batch_size, seed, recorder
         See :func:`refusal_nn.circuits.cross_faithfulness`.
 
     Returns

@@ -56,8 +56,8 @@ def extract(
     model : Model
     prompts : Prompts
         Discovery prompts of both classes (``prompts.train``).
-    method : str
-        ``difference-in-means``.
+    method : {"difference-in-means"}
+        How candidates are made.
     positions : sequence of int, optional
         Token positions from the end of the prompt; default the end-of-instruction span.
     refusal_tokens : sequence, optional

@@ -9,10 +9,11 @@ import xarray as xr
 from refusal_nn.directions._near_ties import NearTie
 from refusal_nn.directions._score_table import SCORES, TABLE
 from refusal_nn.errors import WorkError
+from refusal_nn.runs._results import IDENTITY
 
 _CARRIED = (
-    *("model", "revision", "weights_hash", "tokenizer_hash", "template_hash"),
-    *("dtype", "device", "backend", "prompts", "prompts_hash", "refusal_tokens"),
+    *IDENTITY,
+    *("prompts", "prompts_hash", "refusal_tokens"),
 )
 """Attrs of a table of scores that hold for what is selected from it."""
 

@@ -46,6 +46,8 @@ def patch_positions(
     ----------
     max_new_tokens : int
         Length of the completions of patched runs; 0: none.
+    sites : sequence of {"resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"}
+    interchange : {"sufficiency", "necessity"}
     model, pairs, ..., recorder
         See :func:`refusal_nn.patching.positions`.
 
@@ -114,6 +116,7 @@ def patch_heads(
     ----------
     max_new_tokens : int
         Length of the completions of patched runs; 0: none.
+    correction : {"max-t", "holm", "bh"}
     model, pairs, ..., recorder
         See :func:`refusal_nn.patching.refusal_heads`.
 

@@ -17,7 +17,7 @@ def what_was_run(sources: list[Source]) -> list[Block]:
         n = source.data.sizes.get("prompt", attrs.get("n_test_pairs"))
         rows.append(
             [
-                analysis(source),
+                source.kind,
                 source.model,
                 str(attrs.get("dtype", "–")),
                 str(attrs.get("backend", "–")),
@@ -103,7 +103,7 @@ def provenance(sources: list[Source]) -> list[Block]:
             "made from": ", ".join(source.inputs),
         }
         rows = [[k, str(v)] for k, v in facts.items() if v not in (None, "")]
-        blocks.append(Table([analysis(source), ""], rows))
+        blocks.append(Table([source.kind, ""], rows))
     seen: list[Any] = []
     for source in sources:
         versions = source.attrs.get("versions")
@@ -113,11 +113,6 @@ def provenance(sources: list[Source]) -> list[Block]:
         Paragraph("Versions: " + ", ".join(f"{k} {v}" for k, v in v.items()) + ".") for v in seen
     ]
     return blocks
-
-
-def analysis(source: Source) -> str:
-    """Name of the analysis that made a run."""
-    return source.kind
 
 
 def _of_direction(source: Source) -> bool:

@@ -13,6 +13,7 @@ import xarray as xr
 from refusal_nn import store
 from refusal_nn._analyses import declared, targets
 from refusal_nn.errors import RequestError, StoreError
+from refusal_nn.store._write import as_objects
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ def from_results(results: xr.Dataset | xr.DataTree, *, name: str | None = None) 
         If it is of a kind that reports do not know.
     """
     tree = results if isinstance(results, xr.DataTree) else xr.DataTree(results)
-    root = _plain(tree.to_dataset())
+    root = as_objects(tree.to_dataset())
     name = name or str(root.attrs.get("name") or root.attrs.get("analysis") or "results")
-    groups = {k: _plain(node.to_dataset()) for k, node in tree.children.items()}
+    groups = {k: as_objects(node.to_dataset()) for k, node in tree.children.items()}
     kind = _kind(root, name)
     if kind.endswith("-evaluate") and "completion" in root and "rates" not in groups:
         raise RequestError(
@@ -156,10 +157,17 @@ def _kind(data: xr.Dataset, name: str) -> str:
         held = ", ".join(map(str, data)) or "nothing"
         raise RequestError(
             f"run {name!r} {said}, which is of no kind that a report can show (it holds {held}); "
-            f"give runs of "
-            f"{', '.join(known)}."
+            f"give runs of {', '.join(filter(_has_section, known))}."
         )
     return kind
+
+
+def _has_section(kind: str) -> bool:
+    """Whether an analysis has a part of a report; one of a broken package has none."""
+    try:
+        return bool(declared(kind).section)
+    except RequestError:
+        return False
 
 
 def in_order(sources: Iterable[Source]) -> list[Source]:
@@ -190,18 +198,6 @@ class Study:
         """Name of a run where it is needed to tell it from others; else empty."""
         several = source is not None and (source.kind, source.model) in self.repeated
         return source.name if source is not None and several else ""
-
-
-def _plain(data: xr.Dataset) -> xr.Dataset:
-    """Strings as objects: the variable-width strings of a store do not compare like those."""
-    changed = {
-        name: (v.dims, v.values.astype(object), v.attrs)
-        for name, v in data.variables.items()
-        if v.dtype.kind in "TU"
-    }
-    coords = {k: v for k, v in changed.items() if k in data.coords}
-    rest = {k: v for k, v in changed.items() if k not in data.coords}
-    return data.assign_coords(coords).assign(rest)  # type: ignore[arg-type]
 
 
 def labels(data: xr.Dataset, name: str) -> list[str]:

@@ -63,7 +63,7 @@ def build(runs: Sequence[Source | xr.Dataset | xr.DataTree], *, title: str | Non
     sections.append(Section("provenance", "Provenance", _runs.provenance(sources)))
     return Page(
         title=title or f"Refusal in {listed(models)}",
-        subtitle=f"{plural(len(sources), 'run')}: {listed([_runs.analysis(s) for s in sources])}",
+        subtitle=f"{plural(len(sources), 'run')}: {listed([s.kind for s in sources])}",
         sections=sections,
         footer=" ".join([f"refusal_nn {__version__}.", *references]),
     )

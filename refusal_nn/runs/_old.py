@@ -24,15 +24,21 @@ def old_run(name: str, function: Callable[..., Any], *arguments: str) -> Callabl
     """
 
     def run(*args: Any, keeping: Keeping | None = None, inputs: Any = (), **options: Any) -> Run:
+        right = len(args) == len(arguments) + 1 if keeping is None else len(args) <= len(arguments)
+        if not right:
+            raise TypeError(
+                f"{name}() takes {', '.join(arguments)} and keeping by position, or keeping by name, "
+                f"but {len(args)} arguments were given by position."
+            )
         warnings.warn(
             f"{name} is now refusal_nn.record({function.__name__}, ..., keep=keeping); the old name goes "
             "with the next version.",
             DeprecationWarning,
             stacklevel=2,
         )
-        *given, last = args if keeping is None else (*args, keeping)
-        values = dict(zip(arguments, given, strict=False))
-        return record(function, keep=last, made_from=inputs, **values, **options)
+        kept = args[-1] if keeping is None else keeping
+        values = dict(zip(arguments, args, strict=False))  # the rest of them are options
+        return record(function, keep=kept, made_from=inputs, **values, **options)
 
     run.__name__ = run.__qualname__ = name
     run.__doc__ = f"Old form of :func:`refusal_nn.record` with ``{function.__name__}``."

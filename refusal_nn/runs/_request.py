@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from refusal_nn.errors import RequestError
 from refusal_nn.interventions import Intervention, to_json
 from refusal_nn.prompts import Pairs, Prompts
 from refusal_nn.runs._analysis import SPEED, Analysis
-from refusal_nn.runs._results import Result, check_analysis, result_of, same_model
+from refusal_nn.runs._results import (
+    IDENTITY,
+    Result,
+    check_analysis,
+    result_of,
+    same_model,
+)
 from refusal_nn.runs._used import check_new
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
-
-_IDENTITY = (
-    *("model", "revision", "weights_hash", "tokenizer_hash", "template_hash"),
-    *("dtype", "device", "backend"),
-)
 
 
 @dataclass
@@ -58,10 +60,27 @@ class Request:
     seed: int = 0
 
     def identity(self) -> dict[str, Any]:
-        """Of the model; where no pass is made, of the one that made the first input."""
+        """Of the model; where no pass is made, of the one that made the first input.
+
+        Raises
+        ------
+        RequestError
+            If there is neither, or the input does not say which model made it.
+        """
         if self.model is not None:
             return self.model.identity()
-        return {name: self.inputs[0].attrs[name] for name in _IDENTITY}
+        if not self.inputs:
+            raise RequestError(
+                f"{self.name} was given neither a model nor a result of an analysis, so its run could "
+                "not say which model it is of; give an argument model, or one that is declared in runs."
+            )
+        first = self.inputs[0]
+        if missing := [name for name in IDENTITY if name not in first.attrs]:
+            raise RequestError(
+                f"result {first.name!r} does not say which model made it (its attrs lack "
+                f"{', '.join(missing)}); give a run, or what an analysis returned with all its attrs."
+            )
+        return {name: first.attrs[name] for name in IDENTITY}
 
     @property
     def model_name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,12 @@ from refusal_nn.store._write import load_small
 if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.store import Run
+
+IDENTITY = (
+    *("model", "revision", "weights_hash", "tokenizer_hash", "template_hash"),
+    *("dtype", "device", "backend"),
+)
+"""Attrs that say which model made a result and where, in the order of :meth:`Model.identity`."""
 
 SAME_MODEL = ("model", "weights_hash", "tokenizer_hash", "template_hash")
 """Attrs in which two results of one model agree; device, dtype and backend may differ."""
@@ -95,7 +101,8 @@ def open_run(
     analysis : str or sequence of str, optional
         What it must be a run of.
     chunks : mapping or str, optional
-        As :func:`xarray.open_datatree` takes it; lazy arrays without dask by default.
+        As :func:`xarray.open_datatree` takes it, for every way to open the run; lazy arrays without
+        dask by default.
 
     Raises
     ------
@@ -106,7 +113,7 @@ def open_run(
     """
     given = Path(name)
     path = given if given.parent != Path() or given.exists() else Path(stores) / name
-    run = store.find_run(path)
+    run = replace(store.find_run(path), chunks=chunks)
     if run.state != "complete":
         raise RequestError(
             f"run {run.name!r} is partial; finish it with `refusal-nn runs resume {run.name}` first."
@@ -114,8 +121,6 @@ def open_run(
     run.verify()
     if analysis is not None:
         check_analysis(run.name, run.attrs.get("analysis"), analysis)
-    if chunks is not None:
-        run.__dict__["tree"] = xr.open_datatree(run.path, engine="zarr", chunks=chunks)
     return run
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
 import zarr
@@ -18,6 +19,7 @@ from refusal_nn.errors import StoreError
 from refusal_nn.store import manifest
 from refusal_nn.store._layout import Layout
 from refusal_nn.store._loop import STATE, Loop, Reached, begun_otherwise
+from refusal_nn.store._partial import draft_of, stage_attrs
 from refusal_nn.store._protocol import STEP, Looped
 from refusal_nn.store._write import (
     array_of,
@@ -29,6 +31,8 @@ from refusal_nn.store._write import (
 )
 
 _AT = re.compile(r"at_(\d+)")
+_UNREADABLE = (ValueError, KeyError, RuntimeError)
+"""What zarr and its codecs raise over bytes that are not those that were written."""
 _CHUNK_BYTES = 1 << 16
 """A chunk of records is written anew with each step in it, so it is small."""
 
@@ -66,9 +70,10 @@ class LoopFolder:
             size = max(1, loop.records.nbytes // loop.steps)
             lengths = {STEP: max(self.every, min(loop.steps, _CHUNK_BYTES // size))}
             regions = [{STEP: (i, i + 1)} for i in range(loop.steps)]
-            draft = self._draft(f"{loop.name}.loop")
+            draft = draft_of(self.partial, f"{loop.name}.loop")
             layout = Layout(loop.name, lengths, regions, loop.digest)
-            create_stage(draft, loop.records, layout, self._attrs())
+            attrs = stage_attrs(self.partial, loop.digest)
+            create_stage(draft, loop.records, layout, attrs)
             draft.rename(self.folder)
         begun = manifest.read_attrs(self.ended if ended else self.folder)
         if begun.get("stage_digest") != self.loop.digest:
@@ -87,15 +92,11 @@ class LoopFolder:
         if not kept:
             return Reached(0, self.loop.first)
         step = max(kept)
-        group = zarr.open_group(kept[step], mode="r", use_consolidated=False)
-        try:
+        with _sound(f"the state of loop {self.loop.name!r} after step {step - 1} is"):
+            group = zarr.open_group(kept[step], mode="r", use_consolidated=False)
             values = read_values(group, map(str, self.loop.first.data_vars))
-        except (OSError, ValueError, KeyError, RuntimeError) as e:
-            raise StoreError(
-                f"the state of loop {self.loop.name!r} after step {step - 1} is damaged "
-                f"({' '.join(str(e).split())}); remove the partial run and begin again."
-            ) from e
-        return Reached(step, self.loop.restored(values), bool(group.attrs["done"]))
+            done = bool(group.attrs["done"])
+        return Reached(step, self.loop.restored(values), done)
 
     def keep(self, at: Reached, records: xr.Dataset) -> None:
         """Keep where the loop is, and the records of the latest steps."""
@@ -103,8 +104,11 @@ class LoopFolder:
         for name, variable in records.data_vars.items():
             axis = variable.dims.index(STEP)
             where = (slice(None),) * axis + (slice(at.step - records.sizes[STEP], at.step),)
-            array_of(running, str(name))[where] = storable(variable.values)
-        draft = self._draft(f"{self.loop.name}.at")
+            # steps of one chunk are written one by one, so those before are read again; what the
+            # disk says of the writing is another matter
+            with _sound(f"the records of loop {self.loop.name!r} are", _UNREADABLE):
+                array_of(running, str(name))[where] = storable(variable.values)
+        draft = draft_of(self.partial, f"{self.loop.name}.at")
         write_dataset(draft, at.state, {"done": at.done})
         draft.rename(self.folder / f"at_{at.step}")
         array_of(running, "written")[: at.step] = True
@@ -113,15 +117,22 @@ class LoopFolder:
                 shutil.rmtree(path)
 
     def finish(self) -> None:
-        """Make the ended loop its two stages; the stage of its own name comes last."""
+        """Make the ended loop its two stages; the stage of its own name comes last.
+
+        Raises
+        ------
+        StoreError
+            If what was kept cannot be read.
+        """
         at = self.last()
-        running = zarr.open_group(self.folder, mode="r", use_consolidated=False)
-        values = read_values(running, map(str, self.loop.records.data_vars))
+        with _sound(f"the records of loop {self.loop.name!r} are"):
+            running = zarr.open_group(self.folder, mode="r", use_consolidated=False)
+            values = read_values(running, map(str, self.loop.records.data_vars))
         records = self.loop.whole(values, at.step)
         for ending, ds in ((STATE, at.state), ("", records)):
             path = self.ended.with_name(f"{self.ended.name}{ending}")
-            draft = self._draft(path.name)
-            write_stage(draft, ds, self._attrs())
+            draft = draft_of(self.partial, path.name)
+            write_stage(draft, ds, stage_attrs(self.partial, self.loop.digest))
             shutil.rmtree(path, ignore_errors=True)
             draft.rename(path)
 
@@ -142,11 +153,15 @@ class LoopFolder:
         found = {_AT.fullmatch(p.name): p for p in self.folder.iterdir()}
         return {int(m[1]): p for m, p in found.items() if m}
 
-    def _draft(self, name: str) -> Path:
-        draft = self.partial / f".init-{name}"
-        shutil.rmtree(draft, ignore_errors=True)
-        return draft
 
-    def _attrs(self) -> dict[str, Any]:
-        number = sum(1 for _ in self.partial.glob("*/written"))
-        return {"stage_digest": self.loop.digest, "stage_number": number}
+@contextmanager
+def _sound(
+    what: str, errors: tuple[type[Exception], ...] = (OSError, *_UNREADABLE)
+) -> Iterator[None]:
+    """Say of what cannot be read that it is damaged, whatever zarr calls it."""
+    try:
+        yield
+    except errors as e:
+        raise StoreError(
+            f"{what} damaged ({' '.join(str(e).split())}); remove the partial run and begin again."
+        ) from e

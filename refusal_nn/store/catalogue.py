@@ -40,6 +40,8 @@ class Run:
         Root attrs: provenance and what the analysis recorded.
     reused : bool
         Of a run that was asked for: it was there before, and nothing was computed.
+    chunks : mapping or str, optional
+        How it is opened, as :func:`xarray.open_datatree` takes it; lazy arrays without dask by default.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Run:
     state: str
     attrs: dict[str, Any] = field(repr=False, hash=False)
     reused: bool = False
+    chunks: Mapping[str, int] | str | None = field(default=None, repr=False, hash=False)
 
     @cached_property
     def tree(self) -> xr.DataTree:
@@ -69,7 +72,8 @@ class Run:
         import xarray as xr
 
         self._require_complete()
-        return xr.open_datatree(self.path, engine="zarr", chunks=None)
+        chunks: Any = self.chunks  # narrower than what xarray says it takes
+        return xr.open_datatree(self.path, engine="zarr", chunks=chunks)
 
     def dataset(self, group: str | None = None) -> xr.Dataset:
         """One group of the run, lazily; by default the root.
@@ -84,7 +88,8 @@ class Run:
         self._require_complete()
         if group and not (self.path / group / "zarr.json").is_file():
             raise StoreError(f"run {self.name!r} has no group {group!r}; groups: {self.groups()}.")
-        return xr.open_zarr(self.path, group=group, chunks=None)
+        chunks: Any = self.chunks
+        return xr.open_zarr(self.path, group=group, chunks=chunks)
 
     def groups(self) -> list[str]:
         """Names of the groups below the root."""

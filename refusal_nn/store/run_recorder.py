@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -321,11 +320,8 @@ class RunRecorder:
             _partial.begin_attempt(self.partial, ended)
 
     def _create(self, folder: Path, template: xr.Dataset, layout: Layout) -> None:
-        draft = self.partial / f".init-{folder.name}"
-        shutil.rmtree(draft, ignore_errors=True)
-        number = sum(1 for _ in self.partial.glob("*/written"))
-        attrs = {"stage_digest": layout.digest, "stage_number": number}
-        create_stage(draft, template, layout, attrs)
+        draft = _partial.draft_of(self.partial, folder.name)
+        create_stage(draft, template, layout, _partial.stage_attrs(self.partial, layout.digest))
         draft.rename(folder)
 
     def _fill(self, folder: Path, template: xr.Dataset, layout: Layout, compute: Compute) -> None:

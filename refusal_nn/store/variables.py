@@ -6,6 +6,7 @@ from. :func:`annotate` copies that into the attrs of a Dataset and refuses what 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,13 @@ class Spec:
 
 
 REGISTRY: dict[str, Spec] = {}
-"""Every declared variable and coordinate, by name."""
+"""The variables and coordinates declared so far, by name: those of an analysis with its package.
+
+:func:`lookup` asks the packages of all analyses; here is only what those imported until now declare.
+"""
+
+_DECLARED_BY: dict[str, str] = {}
+"""The module that declared each, for the message where another one declares it differently."""
 
 LABELS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt_id", "category", "harm", "style", "split", "source"),
@@ -113,7 +120,7 @@ LABELS: dict[str, tuple[str, ...]] = {
 
 
 def register(*specs: Spec) -> None:
-    """Declare variables.
+    """Declare variables, when the package of the analysis that stores them is imported.
 
     Parameters
     ----------
@@ -123,21 +130,24 @@ def register(*specs: Spec) -> None:
     Raises
     ------
     StoreError
-        If a name is already declared differently.
+        If a name was declared differently so far. Of two packages that disagree the one that is
+        imported last is told, with the names of both.
 
     Examples
     --------
     >>> from refusal_nn.store import Spec, register
     >>> register(Spec("lens_entropy", ("prompt", "layer"), "float", "nats", "Entropy of the lens."))
     """
+    module = str(sys._getframe(1).f_globals.get("__name__", "a script"))
     for spec in specs:
         known = REGISTRY.get(spec.name)
         if known is not None and known != spec:
             raise StoreError(
-                f"variable {spec.name!r} is already declared as {known}; "
-                "use that declaration or another name."
+                f"variable {spec.name!r} is already declared by {_DECLARED_BY[spec.name]} as {known}, "
+                f"and {module} declares it as {spec}; use one declaration, or another name."
             )
         REGISTRY[spec.name] = spec
+        _DECLARED_BY.setdefault(spec.name, module)
 
 
 def lookup(name: str) -> Spec | None:

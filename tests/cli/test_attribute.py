@@ -103,7 +103,10 @@ def test_a_table_is_printed_and_notices_go_to_stderr(folder):
         (["--refusal-tokens", "97"], "outside the vocabulary"),
         (["--refusal-tokens", "w7", "--method", "atp"], "atp is not for level edge"),
         (["--metric", "kl", "--method", "eap"], "gradient zero"),
-        (["--refusal-tokens", "w7", "--split", "dev"], "not train, val, test or all"),
+        (
+            ["--refusal-tokens", "w7", "--split", "dev"],
+            "'dev' is not one of 'train', 'val', 'test', 'all'",
+        ),
     ],
 )
 def test_bad_requests_exit_2_and_leave_nothing_behind(folder, tmp_path, more, message):

@@ -171,7 +171,7 @@ def test_resume_needs_a_run(folder: Path) -> None:
         (["--positions=-99"], "position -99 is not in every prompt: 'w"),
         (["--refusal-tokens", "w7,9999"], "outside the vocabulary"),
         (["--device", "meta"], "holds no weights"),
-        (["--split", "dev"], "not train, val, test or all"),
+        (["--split", "dev"], "'dev' is not one of 'train', 'val', 'test', 'all'"),
         (["--dtype", "float128"], "float128"),
     ],
 )

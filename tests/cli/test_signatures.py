@@ -10,11 +10,22 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import refusal_nn
 from refusal_nn._analyses import OURS, declared, function_at
 from refusal_nn._signature import REQUIRED, read_signature
+from refusal_nn.attribution import _attribute
+from refusal_nn.circuits._ablation import ABLATIONS
+from refusal_nn.circuits._discover import RANKINGS, RULES
+from refusal_nn.circuits._nulls import NULLS
 from refusal_nn.cli import cli
+from refusal_nn.cli._contrast import METRICS
+from refusal_nn.contrasts._metric import KINDS
+from refusal_nn.directions import _extract
+from refusal_nn.models.sites import STREAM_SITES
+from refusal_nn.patching._exchange import INTERCHANGES
+from refusal_nn.patching._refusal_heads import CORRECTIONS
 from refusal_nn.runs import declared_by
 
 ROOT = Path(refusal_nn.__file__).parents[1]
@@ -89,9 +100,54 @@ def test_what_is_read_from_the_text_is_what_python_sees(name: str) -> None:
 def test_a_choice_of_a_command_is_one_its_documentation_names(name: str) -> None:
     read = read_signature(OURS[name])
     for option in options(command_of(name)):
-        said = read.parameters.get(str(option.name))
-        if said is not None and said.choices and isinstance(option.type, click.Choice):
-            assert set(option.type.choices) == set(said.choices), option.name
+        if option.name in NOT_ARGUMENTS or option.name not in read.parameters:
+            continue
+        said = read.parameters[option.name].choices
+        more = {"none"} if option.name == "nulls" else set()  # a command's way to give no value
+        if said or isinstance(option.type, click.Choice):
+            assert isinstance(option.type, click.Choice), option.name
+            assert set(option.type.choices) == {*said, *more}, option.name
+
+
+@pytest.mark.parametrize(
+    ("name", "documented"),
+    [
+        ("direction-extract", {"method": _extract.METHODS}),
+        ("patch-positions", {"sites": STREAM_SITES, "interchange": INTERCHANGES}),
+        ("patch-heads", {"correction": CORRECTIONS}),
+        ("attribute-edges", {"method": _attribute.METHODS, "level": _attribute.LEVELS}),
+        ("circuit-discover", {"rule": RULES, "ranking": RANKINGS, "ablation": ABLATIONS}),
+        ("circuit-evaluate", {"ablation": ABLATIONS, "nulls": NULLS}),
+        ("circuit-compare", {"ablation": ABLATIONS}),
+    ],
+)
+def test_the_choices_that_are_documented_are_those_a_function_takes(
+    name: str, documented: dict[str, tuple[str, ...]]
+) -> None:
+    parameters = read_signature(OURS[name]).parameters
+    found = {p.name: set(p.choices) for p in parameters.values() if p.choices}
+    assert found == {k: set(v) for k, v in documented.items()}
+
+
+def test_the_metrics_of_commands_are_those_there_are() -> None:
+    assert set(METRICS) == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["direction", "extract", "--method"],
+        ["direction", "extract", "--split"],
+        ["circuit", "evaluate", "RUN", "--split"],
+        ["circuit", "compare", "RUN", "--split"],
+        ["patch", "positions", "--site"],
+        ["attribute", "--method"],
+    ],
+)
+def test_a_typo_in_a_choice_is_found_before_anything_is_opened(argv: list[str]) -> None:
+    result = CliRunner().invoke(cli, [*argv, "tset"])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{argv[-1]}': 'tset' is not" in result.stderr
 
 
 def defaults(tree: ast.AST) -> Iterator[tuple[str, Any]]:

@@ -162,6 +162,88 @@ def test_its_section_is_in_the_report(site: Path, stores: Path, tmp_path: Path) 
     assert "The stream is longest at the input of layer" in text
 
 
+@pytest.fixture
+def among_ours(site: Path, tmp_path: Path) -> dict[str, str]:
+    """The environment where a package adds verbs to nouns of ours."""
+    info = tmp_path / "among-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: among\nVersion: 0.1\n")
+    names = ("direction-probe", "circuit-show", "attribute-probe", "report-probe")
+    lines = [f"{name} = norms:measure" for name in names]
+    (info / "entry_points.txt").write_text("\n".join(["[refusal_nn.analyses]", *lines]))
+    found = environment(site)
+    return {**found, "PYTHONPATH": os.pathsep.join([str(tmp_path), found["PYTHONPATH"]])}
+
+
+def test_a_verb_of_a_noun_of_ours_comes_after_our_own(among_ours: dict[str, str]) -> None:
+    code = (
+        "import sys\n"
+        "import click\n"
+        "from click.testing import CliRunner\n"
+        "from refusal_nn.cli import NOUNS, cli\n"
+        "top = click.Context(cli)\n"
+        "print(cli.list_commands(top) == [*NOUNS, 'norms'])\n"
+        "for noun in ('direction', 'circuit'):\n"
+        "    group = cli.get_command(top, noun)\n"
+        "    print(*group.list_commands(click.Context(group)))\n"
+        "for words in (['--help'], ['direction', '--help'], ['direction', 'probe', '--help'],\n"
+        "              ['circuit', 'show', '--help']):\n"
+        "    print(CliRunner().invoke(cli, words).output)\n"
+        "print(sorted({'norms', 'torch'} & set(sys.modules)))\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=limit(120),
+        cwd=ROOT,
+        env=among_ours,
+        check=True,
+    ).stdout
+    assert told.splitlines()[:3] == [
+        "True",
+        "evaluate extract score select probe",
+        "compare discover evaluate export show",
+    ]
+    assert len(re.findall(r"^  direction ", told, re.MULTILINE)) == 1
+    assert re.search(r"^  direction +Find the direction that mediates", told, re.MULTILINE)
+    assert re.search(r"^  probe +Norm of the residual stream", told, re.MULTILINE)
+    assert re.search(r"--scale FLOAT +What the norms are divided by\.", told)
+    assert re.search(r"^Usage: \S+ circuit show .*CIRCUIT$", told, re.MULTILINE)
+    assert told.splitlines()[-1] == "[]"
+
+
+def test_a_verb_of_a_noun_of_ours_runs(among_ours: dict[str, str], tmp_path: Path) -> None:
+    argv = ["direction", "probe", *measured(tmp_path / "stores", "probed")[2:], "--json"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "refusal_nn", *argv],
+        capture_output=True,
+        text=True,
+        timeout=limit(120),
+        cwd=ROOT,
+        env=among_ours,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["run"].endswith("probed.zarr")
+
+
+def test_a_noun_of_ours_that_has_no_verbs_says_so(among_ours: dict[str, str]) -> None:
+    def said(*argv: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "refusal_nn", *argv]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=limit(120), cwd=ROOT, env=among_ours
+        )
+
+    refused = said("attribute", "probe", "--model", "tiny-refuser")
+    assert refused.returncode == 2
+    assert "attribute-probe of package norms" in refused.stderr
+    assert "refusal_nn.record" in refused.stderr
+    # a word after report is the name of a run
+    run = said("report", "probe")
+    assert "no run" in run.stderr
+    assert "without verbs" not in run.stderr
+
+
 def test_a_broken_package_costs_one_line(site: Path, stores: Path, tmp_path: Path) -> None:
     info = tmp_path / "broken-0.1.dist-info"
     info.mkdir()

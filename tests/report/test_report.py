@@ -394,6 +394,15 @@ def test_wrong_results_are_refused_with_what_they_hold() -> None:
         report.build([synthetic.evaluation().to_dataset()])
 
 
+def test_the_runs_that_a_report_asks_for_are_those_it_can_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others = {"broken-thing": "nowhere:thing"}
+    monkeypatch.setattr("refusal_nn._analyses.others", lambda: others)
+    with pytest.raises(RequestError, match=r"give runs of direction-extract, .*compare\.$"):
+        report.build([xr.Dataset({"banana": 1})])
+
+
 def test_files_are_written_whole_and_earlier_ones_replaced(tmp_path: Path) -> None:
     run = synthetic.candidate_table()
     target = tmp_path / "new" / "page.html"

@@ -11,11 +11,13 @@ import pytest
 import xarray as xr
 
 import refusal_nn as rn
-from refusal_nn import store
+from refusal_nn import runs, store
 from refusal_nn.attribution import attribute
 from refusal_nn.circuits import discover_circuit
+from refusal_nn.circuits._circuit import PROVENANCE
 from refusal_nn.errors import RequestError
-from refusal_nn.runs import Analysis, declared_by
+from refusal_nn.runs import Analysis, analysis, declared_by
+from refusal_nn.runs._results import IDENTITY, SAME_MODEL
 from refusal_nn.testing import random_pairs, tiny_model
 from tests.attribution._made import LOG_ODDS
 
@@ -99,6 +101,53 @@ def test_a_result_of_another_analysis_is_refused(tmp_path: Path) -> None:
         rn.record(discover_circuit, nodes, edges=20, keep=rn.Keeping(tmp_path))
 
 
+@analysis("toy-double", runs={"scores": "attribute-edges"})
+def double(scores: xr.Dataset) -> xr.Dataset:
+    return scores * 2
+
+
+@analysis("toy-count")
+def count(n: int) -> xr.Dataset:
+    return xr.Dataset({"kl": ("layer", np.zeros(n))}, {"layer": range(n)})
+
+
+def test_a_run_that_could_not_say_its_model_is_refused(tmp_path: Path) -> None:
+    keep = rn.Keeping(tmp_path)
+    with pytest.raises(RequestError, match="toy-count was given neither a model nor a result"):
+        rn.record(count, 3, keep=keep)
+    found = xr.Dataset(
+        {"kl": ("layer", [1.0])},
+        {"layer": [0]},
+        {"analysis": "attribute-edges", "model": "mine"},
+    )
+    with pytest.raises(
+        RequestError, match=r"'attribute-edges' does not say which model .* lack revision, weights_"
+    ):
+        rn.record(double, found, keep=keep)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_identifies_a_model_stands_in_its_results() -> None:
+    identity = tiny_model("llama").identity()
+    assert tuple(identity) == IDENTITY
+    assert set(SAME_MODEL) < set(IDENTITY) <= set(PROVENANCE)
+
+
+def test_a_run_is_opened_in_the_chunks_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = scored(rn.Keeping(tmp_path, "run"))
+    asked = []
+    for name in ("open_datatree", "open_zarr"):
+        # dask may not be there, and what it makes of chunks is not ours
+        monkeypatch.setattr(xr, name, lambda *_, **given: asked.append(given["chunks"]))
+    chunked = runs.open_run(tmp_path, "run", chunks={"prompt": 2})
+    assert chunked == replace(run, reused=False, chunks={"prompt": 2})
+    for opened in (chunked, runs.open_run(tmp_path, "run")):
+        _ = (opened.tree, opened.open(), opened.dataset())
+    assert asked == [{"prompt": 2}] * 3 + [None] * 3
+
+
 def test_a_function_that_is_no_analysis_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="align is not declared as an analysis"):
         rn.record(rn.patching.align, 1, 2, keep=rn.Keeping(tmp_path))
@@ -120,6 +169,33 @@ def test_the_old_functions_still_keep_runs_and_say_what_they_are_now(tmp_path: P
         )
     new = scored(rn.Keeping(tmp_path, "new"))
     xr.testing.assert_equal(run.tree.to_dataset().load(), new.tree.to_dataset().load())
+
+
+def test_an_old_function_refuses_arguments_it_did_not_take(tmp_path: Path) -> None:
+    from refusal_nn.attribution import attribute_run
+
+    keeping = rn.Keeping(tmp_path)
+    for args, options in (
+        ((1, 2, 3, keeping), {}),
+        ((1, 2, 3), {"keeping": keeping}),
+        ((1, keeping), {"pairs": 2}),
+        ((1, 2), {}),
+        ((), {}),
+    ):
+        with pytest.raises(TypeError, match=r"attribute_run\(\) takes model, pairs and keeping"):
+            attribute_run(*args, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_names_of_what_is_the_same_still_work_and_others_are_gone() -> None:
+    from refusal_nn import recorded
+
+    for old, new in (("Keeping", "Keeping"), ("Run", "Run"), ("open_input", "open_run")):
+        with pytest.warns(DeprecationWarning, match=rf"recorded\.{old} is now refusal_nn\.runs"):
+            assert getattr(recorded, old) is getattr(runs, new)
+    for gone in ("record", "same_model"):
+        with pytest.raises(AttributeError, match=gone):
+            getattr(recorded, gone)
 
 
 def test_every_declared_analysis_is_found_by_its_name() -> None:

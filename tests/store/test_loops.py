@@ -117,6 +117,28 @@ def test_a_loop_that_is_not_finished_cannot_be_kept(tmp_path):
         rec.commit({}, keep=["grow"])
 
 
+def damage(array: Path) -> None:
+    """Change one bit of its only chunk."""
+    (chunk,) = (p for p in (array / "c").rglob("*") if p.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+
+
+@pytest.mark.parametrize("last", [3, ENDS])
+def test_damaged_records_are_told_and_not_taken(tmp_path, last):
+    """As the next step is written beside them, and as the loop ends."""
+
+    def progress(name, done, total):
+        if (name, done) == ("grow", last):
+            damage(tmp_path / "run.zarr.partial" / "grow.loop" / "loop_loss")
+
+    with pytest.raises(StoreError, match="records of loop 'grow' are damaged"):
+        loop(recorder(tmp_path, progress=progress))
+    with pytest.raises(StoreError, match="records of loop 'grow' are damaged"):
+        loop(recorder(tmp_path))
+
+
 def test_a_damaged_state_is_told_and_not_taken(tmp_path):
     def stopping(i, state, scope):
         if i == 3:
@@ -125,10 +147,7 @@ def test_a_damaged_state_is_told_and_not_taken(tmp_path):
 
     with pytest.raises(StopError):
         loop(recorder(tmp_path), stopping)
-    (chunk,) = (tmp_path / "run.zarr.partial" / "grow.loop" / "at_3" / "loop_vector").rglob("c/*/*")
-    data = bytearray(chunk.read_bytes())
-    data[len(data) // 2] ^= 1
-    chunk.write_bytes(data)
+    damage(tmp_path / "run.zarr.partial" / "grow.loop" / "at_3" / "loop_vector")
     with pytest.raises(StoreError, match="state of loop 'grow' after step 2 is damaged"):
         loop(recorder(tmp_path))
 

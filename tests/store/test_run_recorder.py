@@ -184,7 +184,7 @@ def test_attempts_and_their_time_add_up(tmp_path):
     path.write_text(json.dumps(entries))
     tree = analyse(recorder(tmp_path))
     assert tree.attrs["attempts"] == 2
-    assert 100 <= tree.attrs["wall_time"] < 100 + limit(10)
+    assert 100 <= tree.attrs["wall_time"] < 100 + min(limit(10), 90)
 
 
 def test_two_writers_in_one_process_are_refused(tmp_path):

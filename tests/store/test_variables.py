@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +13,11 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+import refusal_nn
+from refusal_nn._analyses import declare_variables
 from refusal_nn.errors import StoreError
 from refusal_nn.store import REGISTRY, Spec, annotate, lookup, register
+from tests.patience import limit
 from tests.store.synthetic import prompt_coords, prompt_template
 
 
@@ -116,9 +122,47 @@ def test_interval_ends_and_counts_follow_from_the_variable_they_belong_to():
 
 def test_declaring_twice_is_harmless_and_differently_is_an_error():
     register(lookup("kl"))
-    with pytest.raises(StoreError, match="'kl' is already declared"):
+    with pytest.raises(StoreError, match="'kl' is already declared") as raised:
         register(replace(lookup("kl"), unit="bits"))
     assert lookup("kl").unit == "nats"
+    assert "by refusal_nn.directions._variables as" in str(raised.value)
+    assert f"and {__name__} declares it as" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "import refusal_nn.directions",
+        "refusal_nn.store.lookup('refusal_rate')",
+        "refusal_nn._analyses.function_at('refusal_nn.directions._extract:extract')",
+    ],
+)
+def test_a_clash_with_a_variable_of_ours_names_both_whoever_came_first(tmp_path, last):
+    (tmp_path / "theirs.py").write_text(
+        "from refusal_nn.store import Spec, register\n"
+        "register(Spec('kl', ('layer',), 'float', 'bits', 'Another one.'))\n"
+    )
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import theirs
+import refusal_nn.store, refusal_nn._analyses
+from refusal_nn.errors import StoreError
+try:
+    {last}
+except StoreError as error:
+    print(error)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=limit(60),
+        cwd=Path(refusal_nn.__file__).parents[1],
+    )
+    assert "'kl' is already declared by theirs as Spec(" in told.stdout
+    assert "and refusal_nn.directions._variables declares it as Spec(" in told.stdout
 
 
 @pytest.mark.parametrize(
@@ -130,6 +174,9 @@ def test_a_spec_validates_itself(field, value):
 
 
 def test_every_declared_variable_has_a_unit_or_is_a_label_text_or_flag():
+    for _ in declare_variables():
+        pass
+    assert "edge_score" in REGISTRY
     for spec in REGISTRY.values():
         assert spec.unit or spec.dtype in ("string", "bool"), spec.name
         assert not spec.summary.startswith(" "), spec.name
