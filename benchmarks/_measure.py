@@ -95,7 +95,11 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
         return
     flat = {}
     for key, value in found.items():
-        flat.update(value if isinstance(value, dict) else {key: value})
+        if not isinstance(value, dict):
+            flat[key] = value
+            continue
+        for name, of in value.items():  # the pairs asked for are not a name: say of what they are
+            flat[name if isinstance(name, str) else f"{key} {name}"] = of
     width = max(map(len, flat))
     for key, value in flat.items():
         print(f"{key:<{width}}  {value}")

@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[2]
 CONDITIONS = {"model", "n_layers", "d_model", "vocab_size", "dtype", "threads", "pairs", "versions"}
 
 
+SCRIPTS = sorted(file.name for file in (ROOT / "benchmarks").glob("[a-z]*.py"))
+sys.path.append(str(ROOT / "benchmarks"))
+import _measure  # noqa: E402 - of the scripts' own folder
+
+
 @cache
 def result(script: str) -> dict:
     """What a script prints in quick mode; a warning or anything beside the JSON is a failure."""
