@@ -5,6 +5,7 @@ Timings are not tested here: a tiny model on a shared machine says nothing about
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -17,11 +18,6 @@ from tests.patience import limit
 
 ROOT = Path(__file__).parents[2]
 CONDITIONS = {"model", "n_layers", "d_model", "vocab_size", "dtype", "threads", "pairs", "versions"}
-
-
-SCRIPTS = sorted(file.name for file in (ROOT / "benchmarks").glob("[a-z]*.py"))
-sys.path.append(str(ROOT / "benchmarks"))
-import _measure  # noqa: E402 - of the scripts' own folder
 
 
 @cache
@@ -117,3 +113,17 @@ def test_attribution_needs_no_more_memory_for_twice_the_pairs():
     assert found["dense_mb"][str(many)] > 70
     assert found["ratio"] < 1.3, found["peak_extra_mb"]
     assert found["peak_extra_mb"][str(many)] < 2 * found["dense_mb"][str(many)]
+
+
+def test_a_table_names_what_its_entries_are_of(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    show = importlib.import_module("_measure").show
+    found = {"pairs": [80, 160], "peak_extra_mb": {80: 1.5, 160: 2.5}, "versions": {"torch": "2"}}
+    show(found, as_json=False)
+    said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert {name: of.strip() for name, of in said.items()} == {
+        "pairs": "[80, 160]",
+        "peak_extra_mb 80": "1.5",
+        "peak_extra_mb 160": "2.5",
+        "torch": "2",
+    }
