@@ -14,9 +14,8 @@ from typing import Any
 import click
 
 from refusal_nn import __version__
-from refusal_nn.cli._options import STDOUT
 from refusal_nn.cli._others import OtherNoun, other_nouns, refuse_verb, with_others
-from refusal_nn.cli._output import print_json
+from refusal_nn.cli._output import show
 from refusal_nn.cli._request import ARGV
 from refusal_nn.errors import Detached, RefusalNNError, RequestError
 
@@ -97,11 +96,8 @@ class Root(click.Group):
         try:
             return super().invoke(ctx)
         except Detached as left:
-            if STDOUT in ctx.meta:
-                print_json({"run": left.run, "host": left.host, "jobs": left.jobs})
-            else:
-                click.echo(str(left), err=True)
-            return None
+            document = {"run": left.run, "host": left.host, "jobs": left.jobs}
+            return show(document, notices=[str(left)])
         except RefusalNNError as error:
             kind = Wrong if isinstance(error, RequestError) else Failed
             raise kind(str(error)) from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from refusal_nn.cli._options import config_option, json_option, stores_option
-from refusal_nn.cli._output import notice, print_json, print_table
+from refusal_nn.cli._options import config_option, json_option, output_option, stores_option
+from refusal_nn.cli._output import Table, show
 
 if TYPE_CHECKING:
     from refusal_nn.circuits import Circuit
@@ -26,13 +27,7 @@ consensus_option = click.option(
 
 @click.command(name="export")
 @click.argument("circuit")
-@click.option(
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="The file; it must not exist.",
-)
+@output_option(required=True, help="The file; it must not exist.")
 @click.option(
     "--format",
     "format_",
@@ -44,12 +39,7 @@ consensus_option = click.option(
 @config_option
 @json_option
 def export_command(
-    circuit: str,
-    output: Path,
-    format_: str | None,
-    consensus: float | None,
-    stores: Path,
-    as_json: bool,
+    circuit: str, output: Path, format_: str | None, consensus: float | None, stores: Path
 ) -> None:
     """Write the circuit of run CIRCUIT for another program.
 
@@ -61,19 +51,14 @@ def export_command(
     from refusal_nn.circuits import export
 
     run, found = _opened(stores, circuit, consensus)
-    attrs = run.tree.attrs
-    path = export(
-        found,
-        output,
-        format_,
-        d_model=attrs.get("d_model"),
-        model={k: attrs[k] for k in ("model", "weights_hash", "tokenizer_hash") if k in attrs},
+    known = ("model", "weights_hash", "tokenizer_hash")
+    model = {key: run.attrs[key] for key in known if key in run.attrs}
+    path = export(found, output, format_, d_model=run.attrs.get("d_model"), model=model)
+    show(
+        {"file": path, "run": run.path, "edges": _size(found)},
+        path,
+        notices=[f"{found.n_kept} of {found.n_total} edges from {run.name}"],
     )
-    if as_json:
-        print_json({"file": path, "run": run.path, "edges": _size(found)})
-        return
-    click.echo(path)
-    notice(f"{found.n_kept} of {found.n_total} edges from {run.name}")
 
 
 @click.command(name="show")
@@ -86,23 +71,13 @@ def export_command(
     metavar="N",
     help="List the N strongest edges; --json lists all.",
 )
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Draw the circuit: .svg, .png or .pdf.",
-)
+@output_option(help="Draw the circuit: .svg, .png or .pdf.")
 @consensus_option
 @stores_option
 @config_option
 @json_option
 def show_command(
-    circuit: str,
-    edges: int,
-    output: Path | None,
-    consensus: float | None,
-    stores: Path,
-    as_json: bool,
+    circuit: str, edges: int, output: Path | None, consensus: float | None, stores: Path
 ) -> None:
     """Show the circuit of run CIRCUIT: its size, its strongest edges and, on request, a drawing.
 
@@ -114,23 +89,21 @@ def show_command(
       refusal-nn circuit show RUN --output circuit.svg
     """
     run, found = _opened(stores, circuit, consensus)
+    drawn = {} if output is None else {"drawing": output}
     if output is not None:
-        _draw(found, output)
+        from refusal_nn import plots
+
+        plots.save(plots.circuit_drawing(found.to_dataset()), output)
     rows = _edges(found)
-    if as_json:
-        document: dict[str, Any] = {
-            "run": run.path,
-            "edges": _size(found),
-            "nodes": found.nodes,
-            "circuit": rows,
-        }
-        print_json(document if output is None else {**document, "drawing": output})
-        return
-    print_table(["from", "into", "score"], [list(row.values()) for row in rows[:edges]])
     more = f"; {len(rows) - edges} more edges" if len(rows) > edges else ""
-    notice(f"{found.n_kept} of {found.n_total} edges, {len(found.nodes)} nodes{more}")
-    if output is not None:
-        notice(f"drew: {output}")
+    show(
+        {"run": run.path, "edges": _size(found), "nodes": found.nodes, "circuit": rows, **drawn},
+        Table([row.values() for row in rows[:edges]], ["from", "into", "score"]),
+        notices=[
+            f"{found.n_kept} of {found.n_total} edges, {len(found.nodes)} nodes{more}",
+            *(f"drew: {path}" for path in drawn.values()),
+        ],
+    )
 
 
 def _opened(stores: Path, name: str, consensus: float | None) -> tuple[Run, Circuit]:
@@ -157,16 +130,9 @@ def _size(circuit: Circuit) -> dict[str, int]:
 
 def _edges(circuit: Circuit) -> list[dict[str, Any]]:
     """Edges by ``|score|``, the strongest first."""
-    rows: list[dict[str, Any]] = []
-    for src, dst in circuit.edges():
-        score = None
-        if circuit.scores is not None:
-            score = float(circuit.scores[circuit.graph.index(src, dst)])
-        rows.append({"src": src, "dst": dst, "score": score})
+    scores = repeat(None) if circuit.scores is None else circuit.scores[circuit.kept].tolist()
+    rows = [
+        {"src": src, "dst": dst, "score": score}
+        for (src, dst), score in zip(circuit.edges(), scores, strict=False)
+    ]
     return sorted(rows, key=lambda row: -abs(row["score"] or 0.0))
-
-
-def _draw(circuit: Circuit, output: Path) -> None:
-    from refusal_nn import plots
-
-    plots.save(plots.circuit_drawing(circuit.to_dataset()), output)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from refusal_nn.cli._options import together
+from refusal_nn.cli._options import take, together
 
 if TYPE_CHECKING:
     from refusal_nn.contrasts import Metric
     from refusal_nn.models import Model
     from refusal_nn.runs import Run
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 METRICS = ("refusal-log-odds", "logit-difference", "projection", "kl")
+_TAKERS = {
+    "against": ("logit-difference",),
+    "direction": ("projection",),
+    "refusal_tokens": ("logit-difference", "refusal-log-odds"),
+}
+"""Which metrics an option is for; all but refusal-log-odds cannot do without it."""
 
-metric_options: Callable[[F], F] = together(
+metric_options = together(
     click.option(
         "--metric",
         type=click.Choice(METRICS),
@@ -43,58 +46,44 @@ metric_options: Callable[[F], F] = together(
 )
 
 
-@dataclass(frozen=True)
-class AskedMetric:
-    """The metric options as they were typed."""
+def take_metric(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove the metric options from a command's values and return them.
 
-    kind: str
-    tokens: str | None
-    against: str | None
-    direction: str | None
-
-    def check(self) -> None:
-        """Refuse options of a metric that was not asked for, and a metric without its options."""
-        logits = self.kind == "logit-difference"
-        projection = self.kind == "projection"
-        needs = {
-            "--against": (self.against, logits, logits),
-            "--direction": (self.direction, projection, projection),
-            "--refusal-tokens": (self.tokens, logits, logits or self.kind == "refusal-log-odds"),
-        }
-        for option, (value, needed, allowed) in needs.items():
-            if value is None and needed:
-                raise click.UsageError(f"--metric {self.kind} needs {option}.")
-            if value is not None and not allowed:
-                raise click.UsageError(f"{option} has no meaning for --metric {self.kind}.")
-
-    def inputs(self, stores: Path) -> tuple[Run, ...]:
-        """The run to project on, as the inputs of a run; none where no direction was named."""
-        from refusal_nn.runs import open_run
-
-        if self.direction is None:
-            return ()
-        return (open_run(stores, self.direction, "direction-select"),)
-
-    def of(self, model: Model, inputs: tuple[Run, ...]) -> Metric | None:
-        """The metric; None for refusal tokens that are still to be found."""
-        from refusal_nn.contrasts import Metric, parse_tokens
-
-        if self.kind == "kl":
-            return Metric.kl()
-        if inputs:
-            layer = int(inputs[0].attrs["layer"])
-            # the input of block 0 is read before anything that could be patched
-            return Metric.projection(inputs[0].tree.to_dataset()["direction"].values, layer)
-        found = parse_tokens(model, self.tokens)
-        if self.kind == "refusal-log-odds":
-            return None if found is None else Metric.refusal_log_odds(found)
-        return Metric.logit_difference(found or [], parse_tokens(model, self.against) or [])
-
-
-def take_metric(values: dict[str, Any]) -> AskedMetric:
-    """Remove the metric options from a command's values and return them, checked."""
-    asked = AskedMetric(
-        *(values.pop(name) for name in ("metric", "refusal_tokens", "against", "direction"))
-    )
-    asked.check()
+    Raises
+    ------
+    click.UsageError
+        If one was given that the metric does not take, or one it needs was not.
+    """
+    asked = take(values, metric_options)
+    kind = asked["metric"]
+    for name, takers in _TAKERS.items():
+        option, given = f"--{name.replace('_', '-')}", asked[name] is not None
+        if given and kind not in takers:
+            raise click.UsageError(f"{option} has no meaning for --metric {kind}.")
+        if not given and kind in takers and kind != "refusal-log-odds":
+            raise click.UsageError(f"--metric {kind} needs {option}.")
     return asked
+
+
+def inputs_of(asked: Mapping[str, Any], stores: Path) -> list[Run]:
+    """The run to project on, as the inputs of a run; none where no direction was named."""
+    from refusal_nn.runs import open_run
+
+    named = asked["direction"]
+    return [] if named is None else [open_run(stores, named, "direction-select")]
+
+
+def metric_of(asked: Mapping[str, Any], model: Model, inputs: Sequence[Run]) -> Metric | None:
+    """The metric; None for refusal tokens that are still to be found."""
+    from refusal_nn.contrasts import Metric, parse_tokens
+
+    if asked["metric"] == "kl":
+        return Metric.kl()
+    if inputs:
+        layer = int(inputs[0].attrs["layer"])
+        # the input of block 0 is read before anything that could be patched
+        return Metric.projection(inputs[0].tree.to_dataset()["direction"].values, layer)
+    found = parse_tokens(model, asked["refusal_tokens"])
+    if asked["metric"] == "refusal-log-odds":
+        return None if found is None else Metric.refusal_log_odds(found)
+    return Metric.logit_difference(found or [], parse_tokens(model, asked["against"]) or [])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,31 +18,14 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.runs import Keeping, Run
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-SPLITS = ("train", "val", "test", "all")
-
-input_model_option = click.option(
-    "--model",
-    metavar="MODEL",
-    help="Default: the model the input run was made with; a folder has to be given again.",
+split_option = partial(
+    click.option,
+    "--split",
+    type=click.Choice(("train", "val", "test", "all")),
+    show_default=True,
+    help="Split to use.",
 )
-
-
-def split_option(default: str) -> Callable[[F], F]:
-    """``--split``."""
-    return click.option(
-        "--split",
-        type=click.Choice(SPLITS),
-        default=default,
-        show_default=True,
-        help="Split to use.",
-    )
-
-
-def split_of(prompts: Any, split: str) -> Any:
-    """The prompts, or pairs, of a split, or all of them."""
-    return prompts if split == "all" else getattr(prompts, split)
+"""``--split``; takes what else :func:`click.option` does."""
 
 
 def load_prompts_of(kind: str, value: Any, split: str) -> Any:
@@ -64,10 +48,11 @@ def load_prompts_of(kind: str, value: Any, split: str) -> Any:
             raise click.UsageError("two sets of pairs have one name; rename a file.")
         return named
     if kind == "Pairs":
-        return split_of(load_pairs(value), split)
-    prompts = load_prompts(value)
-    check_disjoint(prompts)
-    return split_of(prompts, split)
+        found: Any = load_pairs(value)
+    else:
+        found = load_prompts(value)
+        check_disjoint(found)
+    return found if split == "all" else getattr(found, split)
 
 
 def integers(text: str | None, name: str) -> list[int] | None:
@@ -92,30 +77,25 @@ def keeping(stores: Path, name: str | None, resume: bool) -> Iterator[Keeping]:
         yield Keeping(stores, name, request(), command_line(), resume, report)
 
 
-def model_of(run: Run, name: str | None, loading: dict[str, Any]) -> Model:
-    """The model an input run was made with, or the one asked for.
+def model_of(inputs: Sequence[Run], name: str | None, loading: dict[str, Any]) -> Model:
+    """The model asked for, or the one that the first input run was made with.
 
     Raises
     ------
     RequestError
         If the run was made with a folder that is to be given again.
     """
-    from refusal_nn.models import load_model
+    from refusal_nn.models import embedded_path, load_model
 
-    attrs = run.attrs
     if name is None:
-        _check_findable(run.name, attrs["model"])
+        run, attrs = inputs[0].name, inputs[0].attrs
+        name = str(attrs["model"])
+        # a run records no path, so a model that was a folder cannot be loaded from its name
+        if "/" not in name and embedded_path(name) is None and not Path(name).is_dir():
+            raise RequestError(
+                f"run {run!r} was made with model folder {name!r}, and runs do not record where that "
+                "lies; pass --model PATH."
+            )
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
-    return load_model(name or attrs["model"], **loading)
-
-
-def _check_findable(run: str, model: str) -> None:
-    """A run records no path, so a model that was a folder cannot be loaded from its name."""
-    from refusal_nn.models import embedded_path
-
-    if "/" not in model and embedded_path(model) is None and not Path(model).is_dir():
-        raise RequestError(
-            f"run {run!r} was made with model folder {model!r}, and runs do not record where that "
-            "lies; pass --model PATH."
-        )
+    return load_model(name, **loading)

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 STDOUT = "refusal_nn.stdout"
 """Key of the context's ``meta`` under which ``--json`` keeps the true standard output."""
 
+PROMPTS = "Prompt set: a name (see `prompts list`) or a CSV, JSON or JSONL file."
+
 
 def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """One decorator that adds several options, in this order on the help page."""
@@ -33,6 +36,12 @@ def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def take(values: dict[str, Any], *options: Callable[[Any], Any]) -> dict[str, Any]:
+    """Remove what some options add from a command's values and return it."""
+    command = click.command()(together(*options)(lambda: None))
+    return {str(option.name): values.pop(str(option.name)) for option in command.params}
 
 
 def read_config(path: str, command: click.Command) -> dict[str, Any]:
@@ -103,19 +112,17 @@ def read_config(path: str, command: click.Command) -> dict[str, Any]:
     return values
 
 
-def _use_config(ctx: click.Context, _: click.Parameter, value: str | None) -> str | None:
+def _use_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None and not ctx.resilient_parsing:
         # click ranks default_map below what was typed and above the option's own default
         ctx.default_map = {**(ctx.default_map or {}), **read_config(value, ctx.command)}
-    return value
 
 
-def _use_json(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+def _use_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         # whatever a library prints goes to stderr; print_json alone writes to the true stdout
         ctx.meta[STDOUT] = sys.stdout
         ctx.with_resource(contextlib.redirect_stdout(sys.stderr))
-    return value
 
 
 config_option = click.option(
@@ -133,6 +140,7 @@ json_option = click.option(
     "as_json",
     is_flag=True,
     callback=_use_json,
+    expose_value=False,
     help="Print one JSON document on stdout, and nothing else there.",
 )
 
@@ -157,30 +165,21 @@ batch_size_option = click.option(
 )
 
 
-def model_option(default: str | None = None) -> Callable[[F], F]:
-    """``--model``, required unless a default is given."""
-    return _required_unless(
-        default, "--model", "MODEL", "Embedded name (see `models list`), folder or hub id."
-    )
+model_option = partial(
+    click.option,
+    "--model",
+    metavar="MODEL",
+    help="Embedded name (see `models list`), folder or hub id.",
+)
+"""``--model``; takes what else :func:`click.option` does."""
 
-
-def prompts_option(default: str | None = None) -> Callable[[F], F]:
-    """``--prompts``, required unless a default is given."""
-    return _required_unless(
-        default,
-        "--prompts",
-        "PROMPTS",
-        "Prompt set: a name (see `prompts list`) or a CSV, JSON or JSONL file.",
-    )
-
-
-def _required_unless(
-    default: str | None, option: str, metavar: str, summary: str
-) -> Callable[[F], F]:
-    if default is None:
-        return click.option(option, required=True, metavar=metavar, help=summary)
-    return click.option(option, default=default, show_default=True, metavar=metavar, help=summary)
-
+output_option = partial(
+    click.option,
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+)
+"""``--output``; takes what else :func:`click.option` does."""
 
 host_option = click.option(
     "--host", metavar="URL", help="NDIF server; default: NDIF_HOST or nnsight's own. [ndif]"
@@ -223,18 +222,6 @@ loading_options = together(
 )
 """How a model is loaded: the keywords of :func:`refusal_nn.load_model`."""
 
-LOADING = (
-    "revision",
-    "chat_template",
-    "trust_remote_code",
-    "backend",
-    "host",
-    "detach",
-    "device",
-    "dtype",
-)
-"""Parameter names of :data:`loading_options`, but for ``deadline``, which becomes ``limits``."""
-
 run_options = together(
     stores_option,
     click.option("--name", metavar="NAME", help="Name of the run; default: made from the request."),
@@ -243,30 +230,10 @@ run_options = together(
 """Where results are kept."""
 
 
-def analysis_options(*, model: str | None = None, prompts: str | None = None) -> Callable[[F], F]:
-    """Every option of a command that runs a model over prompts and stores the result.
-
-    Parameters
-    ----------
-    model, prompts : str, optional
-        Defaults of ``--model`` and ``--prompts``; without one the option is required.
-    """
-    return together(
-        model_option(model),
-        loading_options,
-        prompts_option(prompts),
-        batch_size_option,
-        seed_option,
-        run_options,
-        config_option,
-        json_option,
-    )
-
-
 def take_loading(values: dict[str, Any]) -> dict[str, Any]:
     """Remove the loading options from a command's values and return them for ``load_model``."""
-    loading = {name: values.pop(name) for name in LOADING}
-    deadline = values.pop("deadline")
+    loading = take(values, loading_options)
+    deadline = loading.pop("deadline")
     if deadline is not None:
         from refusal_nn.backends import Limits
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from refusal_nn._analyses import others
-from refusal_nn.cli._analysis import analysis_command
+from refusal_nn._signature import read_signature
+from refusal_nn.cli._analysis import analysis_command, show_sizes
 from refusal_nn.errors import RequestError
 
 
@@ -50,8 +51,10 @@ class OtherNoun(click.Group):
         own = None if self.ours is None else self.ours.get_command(ctx, cmd_name)
         if own is not None or cmd_name not in self.targets:
             return own
+        target = self.targets[cmd_name]
         try:
-            return analysis_command(self.targets[cmd_name], cmd_name)
+            told = read_signature(target).summary
+            return analysis_command(target, cmd_name, text=told)(show_sizes)
         except RequestError as error:
             return _broken(cmd_name, str(error))
 

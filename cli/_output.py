@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,50 @@ from refusal_nn.cli._options import STDOUT
 
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
+
+
+@dataclass(frozen=True)
+class Table:
+    """What :func:`print_table` prints."""
+
+    rows: Sequence[Any]
+    columns: Sequence[str] | None = None
+    title: str | None = None
+    empty: str = "nothing to list"
+
+
+def show(document: Any, *parts: Table | str | PurePath, notices: Iterable[str] = ()) -> None:
+    """Print what a command found: the document where JSON was asked for, else the parts in order.
+
+    Parameters
+    ----------
+    document
+        What scripts read.
+    *parts
+        What people read: tables, with an empty line before all but the first, and lines.
+    notices : iterable of str
+        Lines for stderr, which go with the parts.
+    """
+    if STDOUT in click.get_current_context().meta:
+        print_json(document)
+        return
+    for number, part in enumerate(parts):
+        if isinstance(part, Table):
+            if number:
+                click.echo()
+            print_table(part.columns, part.rows, title=part.title, empty=part.empty)
+        else:
+            click.echo(part)
+    for line in notices:
+        notice(line)
+
+
+def show_run(
+    run: Run, document: Mapping[str, Any], *parts: Table | str, notices: Iterable[str] = ()
+) -> None:
+    """Print what a run found, and where it is and whether it was there before."""
+    said = f"{'already complete' if run.reused else 'wrote'}: {run.path}"
+    show({"run": run.path, "reused": run.reused, **document}, *parts, notices=[*notices, said])
 
 
 def to_plain(value: Any) -> Any:
@@ -48,8 +93,8 @@ def print_json(document: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
+    columns: Sequence[str] | None,
+    rows: Sequence[Any],
     *,
     title: str | None = None,
     empty: str = "nothing to list",
@@ -58,9 +103,9 @@ def print_table(
 
     Parameters
     ----------
-    columns : sequence of str
-        Headings.
-    rows : iterable of sequence
+    columns : sequence of str or None
+        Headings, and which cells of a mapping are shown; None: all of the first row's.
+    rows : sequence of sequence or mapping
         Cells; numbers are right-aligned, None is shown as a dash.
     title : str, optional
         Heading of the table.
@@ -71,10 +116,11 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    cells = [list(row) for row in rows]
-    if not cells:
+    if not rows:
         notice(empty)
         return
+    columns = list(rows[0]) if columns is None else columns
+    cells = [[r[c] for c in columns] if isinstance(r, Mapping) else list(r) for r in rows]
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in cells)
@@ -93,11 +139,6 @@ def print_table(
 def notice(message: str) -> None:
     """Write a line to stderr."""
     click.echo(message, err=True)
-
-
-def notice_run(run: Run) -> None:
-    """Say on stderr where a run is, and whether it was there before."""
-    notice(f"{'already complete' if run.reused else 'wrote'}: {run.path}")
 
 
 def _cell(value: Any) -> str:

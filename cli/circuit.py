@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from refusal_nn.cli._analysis import analysis_command
 from refusal_nn.cli._circuit_files import export_command, show_command
-from refusal_nn.cli._output import notice, notice_run, print_json, print_table
+from refusal_nn.cli._output import Table, show_run
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from refusal_nn.runs import Run
-
-ABLATION = {
-    "help": "What edges outside a circuit carry: the partner prompt's values (resample, if nothing is "
-    "said), a mean, or zero.",
-}
 
 
 @click.group(name="circuit")
@@ -27,28 +23,51 @@ def command() -> None:
     """Find circuits, test them alone on held-out pairs, compare them."""
 
 
+command.add_command(export_command)
+command.add_command(show_command)
+
+
 def _prepare_discovery(values: dict[str, Any]) -> None:
     """Options that go together, and the rule that a threshold implies."""
     if (values["pairs"] is None) != (values["target"] is None):
         raise click.UsageError("--faithfulness and --pairs go together; give both or neither.")
     if values["pairs"] is None:
-        _refuse("--faithfulness", "split", "ablation", "batch_size", "confidence")
-        values |= {"ablation": None, "batch_size": None, "confidence": None}
+        _drop(values, "--faithfulness", "split", "ablation", "batch_size", "confidence")
     if values["threshold"] is not None and not _typed("rule"):
         values["rule"] = "threshold"
 
 
-def _prepare_evaluation(values: dict[str, Any]) -> None:
-    values["nulls"] = tuple(kind for kind in values["nulls"] if kind != "none")
+@analysis_command(
+    "refusal_nn.circuits._kept:discover_circuit",
+    "discover",
+    group=command,
+    options={
+        "edges": {"metavar": "N"},
+        "fraction": {"metavar": "F"},
+        "threshold": {"metavar": "T"},
+        "target": {
+            "flag": "--faithfulness",
+            "metavar": "F",
+            "help": "Keep as few edges as reach this faithfulness on --pairs.",
+        },
+        "confidence": {
+            "metavar": "C",
+            "help": "Of the interval whose lower end must reach --faithfulness (.95, if nothing is "
+            "said); 0: the estimate must.",
+        },
+        "pairs": {"help": "Pairs to choose the size on. [--faithfulness]"},
+        "n_resamples": {"flag": "--resamples"},
+    },
+    prepare=_prepare_discovery,
+)
+def discover(run: Run) -> None:
+    """Keep the best edges of run SCORES, made by `attribute`; dead ends are pruned.
 
-
-def _prepare_comparison(values: dict[str, Any]) -> None:
-    if not values["pairs"]:
-        _refuse("--pairs", "split", "ablation", "batch_size")
-        values |= {"ablation": None, "batch_size": None}
-
-
-def _show_discovered(run: Run, as_json: bool) -> None:
+    \b
+    Example usage:
+      refusal-nn circuit discover RUN --edges 200
+      refusal-nn circuit discover RUN --faithfulness 0.9 --pairs tiny-pairs
+    """
     from refusal_nn.circuits import circuit_of
 
     found, attrs = circuit_of(run), run.attrs
@@ -56,113 +75,135 @@ def _show_discovered(run: Run, as_json: bool) -> None:
     stable = None
     if "stability" in run.tree.children:
         stable = _bounds(run.tree["stability"].to_dataset(), "jaccard")
-    if as_json:
-        print_json(
-            {
-                "run": run.path,
-                "reused": run.reused,
-                "edges": size,
-                "nodes": len(found.nodes),
-                "faithfulness": attrs.get("faithfulness"),
-                "faithfulness_low": attrs.get("faithfulness_low"),
-                "jaccard": stable,
-            }
-        )
-        return
-    row = [*size.values(), len(found.nodes), stable and stable["value"]]
-    print_table(["requested", "kept", "total", "nodes", "jaccard"], [row])
+    notices = []
     if "faithfulness" in attrs:
         reached = f"{attrs['faithfulness']:.3f}, at least {attrs['faithfulness_low']:.3f}"
-        notice(f"faithfulness on the pairs its size was chosen on: {reached}")
-    notice_run(run)
+        notices = [f"faithfulness on the pairs its size was chosen on: {reached}"]
+    document = {
+        "edges": size,
+        "nodes": len(found.nodes),
+        "faithfulness": attrs.get("faithfulness"),
+        "faithfulness_low": attrs.get("faithfulness_low"),
+        "jaccard": stable,
+    }
+    row = {**size, "nodes": len(found.nodes), "jaccard": stable and stable["value"]}
+    show_run(run, document, Table([row]), notices=notices)
 
 
-def _show_evaluated(run: Run, as_json: bool) -> None:
-    document = _evaluation(run)
-    if as_json:
-        print_json(document)
-        return
-    rows = [
-        [what, *document[what].values()]
-        for what in ("faithfulness", "completeness", "cpr_interval", "cmd_interval")
-        if document.get(what)
-    ]
-    print_table(["", "value", "low", "high"], [[what, *map(_three, row)] for what, *row in rows])
-    for kind, null in document["nulls"].items():
-        notice(f"{kind} circuits at least as faithful: p = {null['p']:.3g} of {null['n']} draws")
-    notice("{kept} of {total} edges".format(**document["edges"]))
-    notice_run(run)
+def _prepare_evaluation(values: dict[str, Any]) -> None:
+    values["nulls"] = tuple(kind for kind in values["nulls"] if kind != "none")
 
 
-def _show_compared(run: Run, as_json: bool) -> None:
-    table = run.tree.to_dataset()
-    names = [str(v) for v in table["circuit"].values]
-    measures = ("iou", "node_iou", "rank_correlation", "rank_overlap")
-    rows = [
-        {
-            "circuit": a,
-            "other": b,
-            **{m: float(table[m].values[i, j]) for m in measures},
-            "p": float(table["overlap_p"].sel(null="layer-matched").values[i, j]),
-        }
-        for i, a in enumerate(names)
-        for j, b in enumerate(names)
-        if i < j
-    ]
-    cross = _cross(run.tree["cross"].to_dataset()) if "cross" in run.tree.children else []
-    if as_json:
-        print_json({"run": run.path, "reused": run.reused, "overlap": rows, "cross": cross})
-        return
-    print_table(list(rows[0]), [list(row.values()) for row in rows])
-    if cross:
-        cells = [[_three(v) if isinstance(v, float) else v for v in row.values()] for row in cross]
-        print_table(list(cross[0]), cells)
-    notice_run(run)
+@analysis_command(
+    "refusal_nn.circuits._kept:evaluate_circuit",
+    "evaluate",
+    group=command,
+    options={
+        "pairs": {"help": "Held-out pairs: a name or a file."},
+        "nulls": {
+            "flag": "--null",
+            "type": click.Choice(["random", "layer-matched", "none"]),
+            "help": "Random circuits of equal size to compare with; repeatable.",
+        },
+    },
+    prepare=_prepare_evaluation,
+)
+def evaluate(run: Run) -> None:
+    """Test the circuit of run CIRCUIT on held-out pairs, with everything outside it ablated.
 
-
-def _evaluation(run: Run) -> dict[str, Any]:
+    \b
+    Example usage:
+      refusal-nn circuit evaluate RUN --pairs tiny-pairs
+    """
     table, attrs = run.tree.to_dataset(), run.attrs
-    nulls: dict[str, Any] = {}
+    bounds = {
+        "faithfulness": _bounds(table, "faithfulness"),
+        "completeness": _bounds(table, "completeness"),
+        "cpr_interval": _bounds(table, "cpr"),
+        "cmd_interval": _bounds(table, "cmd"),
+    }
+    nulls: dict[str, dict[str, Any]] = {}
     if "null" in run.tree.children:
         found = run.tree["null"].to_dataset()
         draws = int(found.sizes["draw"])
         for kind, p in zip(found["null"].values, found["p_value"].values, strict=True):
             nulls[str(kind)] = {"p": float(p), "n": draws}
-    # the sterner of the two speaks for both
-    null = nulls.get("layer-matched") or next(iter(nulls.values()), None)
-    return {
-        "run": run.path,
-        "reused": run.reused,
-        "faithfulness": _bounds(table, "faithfulness"),
-        "completeness": _bounds(table, "completeness"),
-        "edges": {"kept": int(attrs["n_kept"]), "total": int(attrs["n_total"])},
-        "null": null,
+    edges = {"kept": int(attrs["n_kept"]), "total": int(attrs["n_total"])}
+    document = {
+        **bounds,
+        "edges": edges,
+        # the sterner of the two speaks for both
+        "null": nulls.get("layer-matched") or next(iter(nulls.values()), None),
         "nulls": nulls,
-        "cpr": float(table["cpr"]) if "cpr" in table else None,
-        "cmd": float(table["cmd"]) if "cmd" in table else None,
-        "cpr_interval": _bounds(table, "cpr") if "cpr" in table else None,
-        "cmd_interval": _bounds(table, "cmd") if "cmd" in table else None,
+        **{name: float(table[name]) if name in table else None for name in ("cpr", "cmd")},
     }
+    rows = [[row, *map(_three, ends.values())] for row, ends in bounds.items() if ends]
+    notices = [
+        f"{kind} circuits at least as faithful: p = {null['p']:.3g} of {null['n']} draws"
+        for kind, null in nulls.items()
+    ]
+    notices.append("{kept} of {total} edges".format(**edges))
+    show_run(run, document, Table(rows, ["", "value", "low", "high"]), notices=notices)
 
 
-def _bounds(table: xr.Dataset, name: str) -> dict[str, float]:
+def _prepare_comparison(values: dict[str, Any]) -> None:
+    if not values["pairs"]:
+        _drop(values, "--pairs", "split", "ablation", "batch_size")
+
+
+@analysis_command(
+    "refusal_nn.circuits._kept:compare_circuits",
+    "compare",
+    group=command,
+    options={"pairs": {"help": "Measure each circuit on these held-out pairs; repeatable."}},
+    prepare=_prepare_comparison,
+)
+def compare(run: Run) -> None:
+    """Compare the circuits of several runs: shared edges and nodes, shared ranking.
+
+    \b
+    Example usage:
+      refusal-nn circuit compare RUN RUN --pairs tiny-pairs
+    """
+    table = run.tree.to_dataset()
+    rows = [
+        {
+            "circuit": str(at["circuit"].values),
+            "other": str(at["other"].values),
+            **{
+                name: float(at[name])
+                for name in ("iou", "node_iou", "rank_correlation", "rank_overlap")
+            },
+            "p": float(at["overlap_p"].sel(null="layer-matched")),
+        }
+        for i, j in combinations(range(table.sizes["circuit"]), 2)
+        for at in [table.isel(circuit=i, other=j)]
+    ]
+    cross = _cross(run.tree["cross"].to_dataset()) if "cross" in run.tree.children else []
+    document = {"overlap": rows, "cross": cross}
+    told = [{k: _three(v) if isinstance(v, float) else v for k, v in row.items()} for row in cross]
+    show_run(run, document, Table(rows), *([Table(told)] if told else []))
+
+
+def _bounds(table: xr.Dataset, name: str) -> dict[str, float] | None:
+    """A value and its interval; None where it was not measured."""
+    if name not in table:
+        return None
     ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
     return {key: float(table[variable]) for key, variable in ends.items()}
 
 
 def _cross(table: xr.Dataset) -> list[dict[str, Any]]:
-    return [
-        {
-            "circuit": str(circuit),
-            "pairs": str(pairs),
-            "faithfulness": float(table["faithfulness"].values[i, j]),
-            "low": float(table["faithfulness_low"].values[i, j]),
-            "high": float(table["faithfulness_high"].values[i, j]),
-            "completeness": float(table["completeness"].values[i, j]),
-        }
-        for i, circuit in enumerate(table["circuit"].values)
-        for j, pairs in enumerate(table["pairs"].values)
-    ]
+    """A row a circuit and set of pairs."""
+    columns = {
+        "faithfulness": "faithfulness",
+        "faithfulness_low": "low",
+        "faithfulness_high": "high",
+        "completeness": "completeness",
+    }
+    found = table[list(columns)].reset_coords(drop=True).to_dataframe(["circuit", "pairs"])
+    rows = found.rename(columns=columns).reset_index().to_dict("records")
+    return [{str(k): v for k, v in row.items()} for row in rows]
 
 
 def _three(value: float) -> str:
@@ -176,115 +217,9 @@ def _typed(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _refuse(without: str, *names: str) -> None:
-    """Refuse options that do nothing where another one is left out."""
+def _drop(values: dict[str, Any], without: str, *names: str) -> None:
+    """Drop options that do nothing where another one is left out; refuse them if they were typed."""
     for name in names:
         if _typed(name):
             raise click.UsageError(f"--{name.replace('_', '-')} has no effect without {without}.")
-
-
-command.add_command(export_command)
-command.add_command(show_command)
-
-
-command.add_command(
-    analysis_command(
-        "refusal_nn.circuits._kept:discover_circuit",
-        "discover",
-        options={
-            "edges": {
-                "type": click.IntRange(min=1),
-                "metavar": "N",
-                "help": "Keep the N best edges.",
-            },
-            "fraction": {
-                "type": click.FloatRange(0, 1, min_open=True),
-                "metavar": "F",
-                "help": "Keep this fraction of the edges.",
-            },
-            "threshold": {
-                "metavar": "T",
-                "help": "Keep edges that score at least T: rule threshold.",
-            },
-            "target": {
-                "flag": "--faithfulness",
-                "type": click.FloatRange(0, 1, min_open=True),
-                "metavar": "F",
-                "help": "Keep as few edges as reach this faithfulness on --pairs.",
-            },
-            "confidence": {
-                "type": click.FloatRange(0, 1, max_open=True),
-                "metavar": "C",
-                "help": "Of the interval whose lower end must reach --faithfulness (.95, if nothing is "
-                "said); 0: the estimate must.",
-            },
-            "pairs": {"help": "Pairs to choose the size on. [--faithfulness]"},
-            "rule": {
-                "help": "top: the best anywhere; greedy: the best into what is in already, from the "
-                "logits up.",
-            },
-            "ranking": {
-                "help": "Best by size of the score, or by how much it supports the metric.",
-            },
-            "n_resamples": {
-                "flag": "--resamples",
-                "type": click.IntRange(min=0),
-                "help": "Resamples of the pairs that say how stable the circuit is; 0: none.",
-            },
-            "ablation": ABLATION,
-        },
-        prepare=_prepare_discovery,
-        show=_show_discovered,
-        text="""Keep the best edges of run SCORES, made by `attribute`; dead ends are pruned.
-
-    \b
-    Example usage:
-      refusal-nn circuit discover RUN --edges 200
-      refusal-nn circuit discover RUN --faithfulness 0.9 --pairs tiny-pairs
-    """,
-    )
-)
-command.add_command(
-    analysis_command(
-        "refusal_nn.circuits._kept:evaluate_circuit",
-        "evaluate",
-        options={
-            "pairs": {"help": "Held-out pairs: a name or a file."},
-            "grid": {"help": "Measure circuits of ten sizes by the same scores, for CPR and CMD."},
-            "nulls": {
-                "flag": "--null",
-                "type": click.Choice(["random", "layer-matched", "none"]),
-                "help": "Random circuits of equal size to compare with; repeatable.",
-            },
-            "draws": {"type": click.IntRange(min=1), "help": "Random circuits of each kind."},
-            "minimality": {"help": "Measure the circuit without each of its edges."},
-            "ablation": ABLATION,
-        },
-        prepare=_prepare_evaluation,
-        show=_show_evaluated,
-        text="""Test the circuit of run CIRCUIT on held-out pairs, with everything outside it ablated.
-
-    \b
-    Example usage:
-      refusal-nn circuit evaluate RUN --pairs tiny-pairs
-    """,
-    )
-)
-command.add_command(
-    analysis_command(
-        "refusal_nn.circuits._kept:compare_circuits",
-        "compare",
-        options={
-            "pairs": {"help": "Measure each circuit on these held-out pairs; repeatable."},
-            "ablation": ABLATION,
-        },
-        prepare=_prepare_comparison,
-        show=_show_compared,
-        text="""Compare the circuits of several runs: shared edges and nodes, shared ranking.
-
-    \b
-    Example usage:
-      refusal-nn circuit compare RUN RUN --pairs tiny-pairs
-    """,
-    )
-)
+        values[name] = None

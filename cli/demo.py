@@ -8,12 +8,30 @@ from typing import Any
 import click
 
 from refusal_nn.cli._inputs import keeping
-from refusal_nn.cli._options import analysis_options, take_loading
-from refusal_nn.cli._output import notice, print_json, print_table
+from refusal_nn.cli._options import (
+    PROMPTS,
+    batch_size_option,
+    config_option,
+    json_option,
+    loading_options,
+    model_option,
+    output_option,
+    run_options,
+    seed_option,
+    take_loading,
+)
+from refusal_nn.cli._output import Table, show
 
 
 @click.command(name="demo")
-@analysis_options(model="tiny-refuser", prompts="tiny-bench")
+@model_option(default="tiny-refuser", show_default=True)
+@loading_options
+@click.option("--prompts", default="tiny-bench", show_default=True, metavar="PROMPTS", help=PROMPTS)
+@batch_size_option
+@seed_option
+@run_options
+@config_option
+@json_option
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
@@ -22,20 +40,9 @@ from refusal_nn.cli._output import notice, print_json, print_table
     metavar="N",
     help="Length of the completions.",
 )
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE.html",
-    help="The page; default: demo.html in the stores folder.",
-)
+@output_option(metavar="FILE.html", help="The page; default: demo.html in the stores folder.")
 def command(
-    model: str,
-    prompts: str,
-    stores: Path,
-    name: str | None,
-    resume: bool,
-    as_json: bool,
-    **options: Any,
+    model: str, prompts: str, stores: Path, name: str | None, resume: bool, **options: Any
 ) -> None:
     """Find, choose and test a refusal direction, and write a page about it.
 
@@ -45,43 +52,35 @@ def command(
     from refusal_nn.models import load_model
     from refusal_nn.prompts import load_prompts
 
-    loading = take_loading(options)
-    loaded = load_model(model, **loading)
+    loaded = load_model(model, **take_loading(options))
     with keeping(stores, name, resume) as where:
         done = run_demo(loaded, load_prompts(prompts), where, **options)
     summary = done.summary()
-    if as_json:
-        print_json(summary)
-        return
     at = summary["selected"]
-    click.echo(
-        f"{summary['model']}: layer {at['layer']}, position {at['position']} "
-        f"(bypass {at['bypass']:.2f}, induce {at['induce']:.2f}, KL {at['kl']:.3f})\n"
-    )
     rows = [
-        (
-            group,
-            name,
-            _percent(rate["rate"]),
-            _interval(rate),
-            rate["n"],
-            _percent(rate["coherent"]),
-        )
-        for group, rates in {
-            **summary["refusal_rate"],
-            "controls": summary["controls"],
-        }.items()
-        for name, rate in rates.items()
+        {
+            "prompts": group,
+            "condition": condition,
+            "refused": _percent(rate["rate"]),
+            "95 % interval": f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}",
+            "n": rate["n"],
+            "coherent": _percent(rate["coherent"]),
+        }
+        for group, rates in [*summary["refusal_rate"].items(), ("controls", summary["controls"])]
+        for condition, rate in rates.items()
     ]
-    print_table(["prompts", "condition", "refused", "95 % interval", "n", "coherent"], rows)
-    click.echo()
-    notice(f"runs: {', '.join(Path(run).name for run in summary['runs'])}")
-    notice(f"page: {summary['report']}")
+    show(
+        summary,
+        f"{summary['model']}: layer {at['layer']}, position {at['position']} "
+        f"(bypass {at['bypass']:.2f}, induce {at['induce']:.2f}, KL {at['kl']:.3f})",
+        Table(rows),
+        "",
+        notices=[
+            f"runs: {', '.join(Path(run).name for run in summary['runs'])}",
+            f"page: {summary['report']}",
+        ],
+    )
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _interval(rate: dict[str, Any]) -> str:
-    return f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from refusal_nn.cli._options import config_option, json_option, seed_option, together
-from refusal_nn.cli._output import notice, print_json, print_table
-
-if TYPE_CHECKING:
-    from refusal_nn.prompts import Prompts
-
-F = TypeVar("F", bound=Callable[..., Any])
+from refusal_nn.cli._output import Table, show
 
 HARMS = ("harmful", "harmless")
 STYLES = ("toxic", "hard", "safe")
 SPLITS = ("train", "val", "test")
 
 
-def _pairs(_: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+def _pairs(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for value in values:
-        left, equals, right = value.partition("=")
-        if not (left and equals and right):
+        left, _, right = value.partition("=")
+        if not (left and right):
             raise click.BadParameter(f"{value!r} is not NAME=VALUE")
         pairs[left] = right
     return pairs
 
 
-reading_options: Callable[[F], F] = together(
+reading_options = together(
     click.option(
         "--like", metavar="SET", help="Read the file or folder as a copy of this known set."
     ),
@@ -71,20 +67,12 @@ def command() -> None:
 
 @command.command(name="list")
 @json_option
-def prompts_list(as_json: bool) -> None:
+def prompts_list() -> None:
     """List the prompt sets known by name."""
     from refusal_nn.prompts import available
 
-    sets = available()
-    if as_json:
-        print_json(
-            [
-                {"name": s.name, "place": s.place, "summary": s.summary, "reference": s.reference}
-                for s in sets
-            ]
-        )
-    else:
-        print_table(["name", "place", "summary"], [(s.name, s.place, s.summary) for s in sets])
+    rows = [asdict(known) for known in available()]
+    show(rows, Table(rows, ["name", "place", "summary"]))
 
 
 @command.command(name="show")
@@ -98,7 +86,7 @@ def prompts_list(as_json: bool) -> None:
 )
 @seed_option
 @json_option
-def prompts_show(prompts: str, limit: int | None, seed: int, as_json: bool, **labels: Any) -> None:
+def prompts_show(prompts: str, limit: int | None, seed: int, **labels: Any) -> None:
     """Show the prompts of PROMPTS with their labels.
 
     PROMPTS is a name or a file.
@@ -118,11 +106,9 @@ def prompts_show(prompts: str, limit: int | None, seed: int, as_json: bool, **la
     rows = [
         {"prompt_id": key, **row} for key, row in zip(found.prompt_id, found.to_rows(), strict=True)
     ]
-    if as_json:
-        print_json({"name": found.name, "hash": found.hash, "prompts": rows})
-        return
     columns = ("split", "category", "style", "text")
-    print_table(columns, [[row[c] for c in columns] for row in rows], empty="no prompt fits")
+    document = {"name": found.name, "hash": found.hash, "prompts": rows}
+    show(document, Table(rows, columns, empty="no prompt fits"))
 
 
 @command.command(name="stats")
@@ -130,7 +116,7 @@ def prompts_show(prompts: str, limit: int | None, seed: int, as_json: bool, **la
 @reading_options
 @config_option
 @json_option
-def prompts_stats(prompts: str, as_json: bool, **reading: Any) -> None:
+def prompts_stats(prompts: str, **reading: Any) -> None:
     """Count PROMPTS by category, style and split, and warn of what would spoil an analysis.
 
     Nothing is refused here: overlapping splits and repeated prompts are reported.
@@ -155,21 +141,16 @@ def prompts_stats(prompts: str, as_json: bool, **reading: Any) -> None:
         str(split): {style: int(by_split.sel(split=split, style=style)) for style in STYLES}
         for split in table["split"].values
     }
-    overall = {
-        name: float(table[name])
-        for name in ("overall_safe_ratio", "overall_toxic_ratio", "toxic_to_safe")
-    }
-    if as_json:
-        names = {"prompts": table.attrs["prompts"], "prompts_hash": table.attrs["prompts_hash"]}
-        print_json({**names, **overall, "splits": splits, "categories": rows, "warnings": warnings})
-        return
-    print_table(list(rows[0]), [list(row.values()) for row in rows])
-    click.echo()
-    print_table(["split", *STYLES], [[name, *by.values()] for name, by in splits.items()])
-    click.echo()
-    print_table(["overall", "value"], list(overall.items()))
-    for warning in warnings:
-        notice(f"warning: {warning}")
+    ratios = ("overall_safe_ratio", "overall_toxic_ratio", "toxic_to_safe")
+    overall = {name: float(table[name]) for name in ratios}
+    names = {name: table.attrs[name] for name in ("prompts", "prompts_hash")}
+    show(
+        {**names, **overall, "splits": splits, "categories": rows, "warnings": warnings},
+        Table(rows),
+        _counts_table(splits),
+        Table(list(overall.items()), ["overall", "value"]),
+        notices=[f"warning: {warning}" for warning in warnings],
+    )
 
 
 @command.command(name="build")
@@ -179,7 +160,7 @@ def prompts_stats(prompts: str, as_json: bool, **reading: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @config_option
 @json_option
-def prompts_build(source: str, out: Path, overwrite: bool, as_json: bool, **reading: Any) -> None:
+def prompts_build(source: str, out: Path, overwrite: bool, **reading: Any) -> None:
     """Write SOURCE to OUT (.jsonl) with every label spelled out and splits drawn.
 
     SOURCE is a name, a CSV, TSV, JSON or JSONL file, a folder, hub:OWNER/NAME, or several of these
@@ -192,14 +173,15 @@ def prompts_build(source: str, out: Path, overwrite: bool, as_json: bool, **read
     from refusal_nn.prompts import build
 
     built = build(source, out, overwrite=overwrite, **_given(reading))
-    counts = _counts(built)
-    if as_json:
-        print_json({"path": out, "hash": built.hash, "n": len(built), "counts": counts})
-        return
-    print_table(
-        ["split", *STYLES], [[split, *(by[s] for s in STYLES)] for split, by in counts.items()]
+    counts = {
+        split: {s: int(((built.split == split) & (built.style == s)).sum()) for s in STYLES}
+        for split in built.splits
+    }
+    show(
+        {"path": out, "hash": built.hash, "n": len(built), "counts": counts},
+        _counts_table(counts),
+        notices=[f"wrote {len(built)} prompts to {out}"],
     )
-    notice(f"wrote {len(built)} prompts to {out}")
 
 
 def _given(reading: dict[str, Any]) -> dict[str, Any]:
@@ -207,8 +189,6 @@ def _given(reading: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in reading.items() if value not in (None, {})}
 
 
-def _counts(prompts: Prompts) -> dict[str, dict[str, int]]:
-    return {
-        split: {s: int(((prompts.split == split) & (prompts.style == s)).sum()) for s in STYLES}
-        for split in prompts.splits
-    }
+def _counts_table(counts: dict[str, dict[str, int]]) -> Table:
+    """Prompts by split and style."""
+    return Table([{"split": split, **by_style} for split, by_style in counts.items()])

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from refusal_nn.cli._options import host_option, json_option, stores_option
-from refusal_nn.cli._output import print_json, print_table
+from refusal_nn.cli._output import Table, show
 
 ANSWER_SECONDS = 15.0
 """How long a server is waited for when its jobs are listed."""
@@ -23,7 +23,7 @@ def command() -> None:
 @command.command(name="status")
 @host_option
 @json_option
-def remote_status(host: str | None, as_json: bool) -> None:
+def remote_status(host: str | None) -> None:
     """Show what the server has deployed and where its versions differ from those here.
 
     A difference in nnsight, torch or transformers may change or break results.
@@ -34,41 +34,29 @@ def remote_status(host: str | None, as_json: bool) -> None:
     deployments = deployed(service.status())
     versions = compare_versions(service.environment())
     owner = service.whoami() if service.key else None
-    if as_json:
-        print_json(
-            {
-                "host": service.host,
-                "key": owner or ("unknown to the server" if service.key else None),
-                "deployments": deployments,
-                "versions": versions,
-            }
-        )
-        return
     key = "none" if not service.key else f"of {owner}" if owner else "the server knows no owner"
-    print_table(["property", "value"], [("host", service.host), ("access key", key)])
-    click.echo()
-    print_table(
-        ["model", "revision", "task", "state", "level", "dtype", "replicas"],
-        [
-            [
-                d[k]
-                for k in ("repository", "revision", "task", "state", "level", "dtype", "replicas")
-            ]
-            for d in deployments
-        ],
-        empty="no model is deployed",
-    )
-    click.echo()
-    print_table(
-        ["package", "here", "server", "differs"],
-        [[v["package"], v["here"], v["server"], v["here"] != v["server"]] for v in versions],
+    columns = ("model", "revision", "task", "state", "level", "dtype", "replicas")
+    show(
+        {
+            "host": service.host,
+            "key": owner or ("unknown to the server" if service.key else None),
+            "deployments": deployments,
+            "versions": versions,
+        },
+        Table([("host", service.host), ("access key", key)], ["property", "value"]),
+        Table(
+            [{"model": d["repository"], **d} for d in deployments],
+            columns,
+            empty="no model is deployed",
+        ),
+        Table([{**v, "differs": v["here"] != v["server"]} for v in versions]),
     )
 
 
 @command.command(name="jobs")
 @stores_option
 @json_option
-def remote_jobs(stores: Path, as_json: bool) -> None:
+def remote_jobs(stores: Path) -> None:
     """List the jobs of unfinished runs and ask their servers how they are.
 
     `refusal-nn runs resume RUN` collects those that are done.
@@ -86,17 +74,13 @@ def remote_jobs(stores: Path, as_json: bool) -> None:
                         "run": run.name,
                         "stage": stage,
                         "job": entry["id"],
-                        "host": host,
+                        "state": hosts.setdefault(host, _Host(host)).state_of(entry),
                         "batches": len(entry["batches"]),
                         "minutes": round((time.time() - entry["submitted"]) / 60, 1),
-                        "state": hosts.setdefault(host, _Host(host)).state_of(entry),
+                        "host": host,
                     }
                 )
-    if as_json:
-        print_json(jobs)
-        return
-    columns = ["run", "stage", "job", "state", "batches", "minutes", "host"]
-    print_table(columns, [[job[c] for c in columns] for job in jobs], empty="no jobs under way")
+    show(jobs, Table(jobs, empty="no jobs under way"))
 
 
 class _Host:

@@ -6,20 +6,15 @@ from pathlib import Path
 
 import click
 
-from refusal_nn.cli._options import config_option, json_option, stores_option
-from refusal_nn.cli._output import notice, print_json
+from refusal_nn.cli._options import config_option, json_option, output_option, stores_option
+from refusal_nn.cli._output import show
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 
 
 @click.command(name="report")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="The page. Default: report.html or report.md in the stores folder.",
-)
+@output_option(help="The page. Default: report.html or report.md in the stores folder.")
 @click.option(
     "--format",
     "format_",
@@ -43,7 +38,6 @@ def command(
     title: str | None,
     inputs: bool,
     stores: Path,
-    as_json: bool,
 ) -> None:
     """Write a page about RUN..., each a name in the stores folder or a path.
 
@@ -59,8 +53,5 @@ def command(
     sources = read(runs, stores=stores, follow=inputs)
     target = output or stores / f"report{FORMATS[format_ or 'html']}"
     page = write(sources, target, format=format_, title=title)
-    if as_json:
-        print_json({"report": page, "runs": [source.name for source in sources]})
-        return
-    click.echo(page)
-    notice(f"from {', '.join(source.name for source in sources)}")
+    names = [source.name for source in sources]
+    show({"report": page, "runs": names}, page, notices=[f"from {', '.join(names)}"])

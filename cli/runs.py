@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from refusal_nn.cli._options import json_option, stores_option
-from refusal_nn.cli._output import notice, print_json, print_table
+from refusal_nn.cli._output import Table, notice, show
 from refusal_nn.cli._request import invoke
 from refusal_nn.errors import RequestError
 
@@ -32,21 +32,16 @@ def command() -> None:
 @click.option("--analysis", help="Only runs of this analysis.")
 @click.option("--state", type=click.Choice(["complete", "partial"]), help="Only these.")
 @json_option
-def runs_list(stores: Path, as_json: bool, **conditions: str | None) -> None:
+def runs_list(stores: Path, **conditions: str | None) -> None:
     """List the runs of a folder, complete and partial."""
     from refusal_nn.store import open_runs
 
     runs = open_runs(stores).select(**{k: v for k, v in conditions.items() if v is not None})
-    if as_json:
-        print_json(
-            [{"name": r.name, "state": r.state, "path": r.path, "attrs": r.attrs} for r in runs]
-        )
-        return
     keys = ("analysis", "model", "backend", "created")
-    print_table(
-        ["name", "state", *keys],
-        [[run.name, run.state, *(run.attrs.get(key) for key in keys)] for run in runs],
-        empty=f"no runs in {stores}",
+    rows = [[run.name, run.state, *(run.attrs.get(key) for key in keys)] for run in runs]
+    show(
+        [{"name": r.name, "state": r.state, "path": r.path, "attrs": r.attrs} for r in runs],
+        Table(rows, ["name", "state", *keys], empty=f"no runs in {stores}"),
     )
 
 
@@ -54,7 +49,7 @@ def runs_list(stores: Path, as_json: bool, **conditions: str | None) -> None:
 @name_argument
 @stores_option
 @json_option
-def runs_show(name: str, stores: Path, as_json: bool) -> None:
+def runs_show(name: str, stores: Path) -> None:
     """Show a run's provenance, dims and variables; of a partial run, how far it got."""
     from refusal_nn.store import describe, job_ledgers, locate
 
@@ -65,43 +60,30 @@ def runs_show(name: str, stores: Path, as_json: bool) -> None:
             stage: dict(Counter(entry["state"] for entry in ledger.jobs))
             for stage, ledger in job_ledgers(path).items()
         }
-    if as_json:
-        print_json(shown)
-        return
     facts = {key: shown[key] for key in ("name", "state", "hash") if key in shown}
-    print_table(["attribute", "value"], [*facts.items(), *shown["attrs"].items()])
+    tables = [Table([*facts.items(), *shown["attrs"].items()], ["attribute", "value"])]
     if "stages" in shown:
-        click.echo()
-        print_table(
-            ["stage", "batches", "of"],
-            [[stage, *counts] for stage, counts in shown["stages"].items()],
-            empty="no stage was begun",
-        )
+        rows = [[stage, *counts] for stage, counts in shown["stages"].items()]
+        tables.append(Table(rows, ["stage", "batches", "of"], empty="no stage was begun"))
     if shown.get("jobs"):
-        click.echo()
-        print_table(
-            ["stage", "jobs", "state"],
-            [[stage, n, state] for stage, of in shown["jobs"].items() for state, n in of.items()],
-        )
+        rows = [[stage, n, s] for stage, of in shown["jobs"].items() for s, n in of.items()]
+        tables.append(Table(rows, ["stage", "jobs", "state"]))
     for group, content in shown.get("groups", {}).items():
-        click.echo()
         sizes = ", ".join(f"{dim} {size}" for dim, size in content["dims"].items())
-        print_table(
-            ["variable", "dims", "dtype", "units", "summary"],
-            [
-                [variable, ", ".join(v["dims"]), v["dtype"], v["units"], v["summary"]]
-                for variable, v in content["variables"].items()
-            ],
-            title=f"{group} ({sizes})" if sizes else group,
-            empty=f"{group}: no variables",
-        )
+        variables = [
+            {"variable": variable, **v, "dims": ", ".join(v["dims"])}
+            for variable, v in content["variables"].items()
+        ]
+        title = f"{group} ({sizes})" if sizes else group
+        tables.append(Table(variables, title=title, empty=f"{group}: no variables"))
+    show(shown, *tables)
 
 
 @command.command(name="verify")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @stores_option
 @json_option
-def runs_verify(names: Sequence[str], stores: Path, as_json: bool) -> None:
+def runs_verify(names: Sequence[str], stores: Path) -> None:
     """Compare every file with the hash recorded when the run was finished; default: all runs.
 
     Exit code 1 if a file is missing, changed or new, or a run is incomplete.
@@ -110,13 +92,11 @@ def runs_verify(names: Sequence[str], stores: Path, as_json: bool) -> None:
 
     paths = [_path(stores, name) for name in names] or [run.path for run in open_runs(stores)]
     found = {run_name(path): problems(path) for path in paths}
-    if as_json:
-        print_json([{"run": run, "ok": not bad, "problems": bad} for run, bad in found.items()])
-    else:
-        for run, bad in found.items():
-            click.echo(f"{run}: {'; '.join(bad) or 'ok'}")
-        if not found:
-            notice(f"no runs in {stores}")
+    show(
+        [{"run": run, "ok": not bad, "problems": bad} for run, bad in found.items()],
+        *(f"{run}: {'; '.join(bad) or 'ok'}" for run, bad in found.items()),
+        notices=[] if found else [f"no runs in {stores}"],
+    )
     if any(found.values()):
         raise click.exceptions.Exit(1)
 
@@ -194,7 +174,7 @@ def runs_resume(
 @click.option("--name", "new", required=True, metavar="NEW", help="Name of the new run.")
 @stores_option
 @json_option
-def runs_rerun(name: str, new: str, stores: Path, as_json: bool) -> None:
+def runs_rerun(name: str, new: str, stores: Path) -> None:
     """Make a complete run again under another name and say whether the arrays are equal.
 
     Files the command read are looked for here, by the names it recorded. Exit code 1 if an array
@@ -222,9 +202,9 @@ def runs_rerun(name: str, new: str, stores: Path, as_json: bool) -> None:
     )
     before = old.open()
     invoke([*argv, "--stores", str(stores), "--name", new])
-    equal = before.equals(open_runs(stores)[new].open())
-    if as_json:
-        print_json({"run": open_runs(stores)[new].path, "of": name, "equal": equal})
+    made = open_runs(stores)[new]
+    equal = before.equals(made.open())
+    show({"run": made.path, "of": name, "equal": equal})
     notice(f"{new}: arrays and labels {'equal' if equal else 'differ from'} those of {name}")
     if not equal:
         raise click.exceptions.Exit(1)
@@ -239,15 +219,12 @@ def runs_rerun(name: str, new: str, stores: Path, as_json: bool) -> None:
 )
 @click.option("--group", help="Group to export as CSV; default: the root.")
 @json_option
-def runs_export(
-    name: str, out: Path, stores: Path, kind: str | None, group: str | None, as_json: bool
-) -> None:
+def runs_export(name: str, out: Path, stores: Path, kind: str | None, group: str | None) -> None:
     """Write a complete run to OUT: netCDF (.nc), or one group as a table (.csv)."""
     from refusal_nn.store import export
 
     written = export(_path(stores, name), out, kind=kind, group=group)
-    if as_json:
-        print_json({"run": name, "file": written})
+    show({"run": name, "file": written})
     notice(f"wrote {written}")
 
 
@@ -256,15 +233,14 @@ def runs_export(
 @stores_option
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @json_option
-def runs_rm(names: Sequence[str], stores: Path, yes: bool, as_json: bool) -> None:
+def runs_rm(names: Sequence[str], stores: Path, yes: bool) -> None:
     """Delete runs, complete or partial."""
     from refusal_nn.store import remove
 
     if not yes:
         click.confirm(f"Delete {', '.join(names)}?", abort=True, err=True)
     removed = [remove(_path(stores, name)) for name in names]
-    if as_json:
-        print_json([{"removed": path} for path in removed])
+    show([{"removed": path} for path in removed])
     for path in removed:
         notice(f"removed {path}")
 

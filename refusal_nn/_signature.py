@@ -19,12 +19,25 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument: its default, its annotation, and the first sentence its docstring has for it."""
+    """One argument: its default, its annotation, and what its docstring says of it.
+
+    Attributes
+    ----------
+    name, annotation : str
+    default
+    choices : tuple of str
+        From a type such as ``{"top", "greedy"}``.
+    bounds : tuple of str or None
+        From a type such as ``float in (0, 1]``: bracket, least, largest, bracket.
+    summary : str
+        First sentence.
+    """
 
     name: str
     annotation: str
     default: Any
     choices: tuple[str, ...] = ()
+    bounds: tuple[str, str, str, str] | None = None
     summary: str = ""
 
 
@@ -93,6 +106,7 @@ def read_signature(target: str) -> Signature:
             ast.unparse(argument.annotation) if argument.annotation else "",
             REQUIRED if default is None else _value(default, tree),
             tuple(re.findall(r'"([^"]+)"', kind)) if "{" in kind else (),
+            _bounds(kind),
             summary,
         )
     found.pop("recorder", None)
@@ -143,6 +157,12 @@ def _value(node: ast.expr, tree: ast.Module) -> Any:
     raise ValueError(f"the default {node.id} is no literal")
 
 
+def _bounds(kind: str) -> tuple[str, str, str, str] | None:
+    """Brackets and ends of a documented type such as ``float in (0, 1]``."""
+    found = re.search(r"(?:int|float) in ([\[(])(\S+), (\S+)([\])])", kind)
+    return (found[1], found[2], found[3], found[4]) if found else None
+
+
 def _documented(doc: str) -> dict[str, tuple[str, str]]:
     """Type and first sentence of each argument in a numpy docstring."""
     section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", doc, re.M | re.S)
@@ -152,7 +172,7 @@ def _documented(doc: str) -> dict[str, tuple[str, str]]:
     for entry in re.finditer(r"^(\S.*)\n((?:^ +.*\n?|^\n)*)", section[1] + "\n", re.M):
         names, _, kind = entry[1].partition(" : ")
         text = " ".join(entry[2].split())
-        sentence = re.split(r"(?<=[.;])\s", text)[0].rstrip(";")
+        sentence = re.split(r"(?<=\.)\s", text)[0]
         for name in names.split(", "):
             found[name] = (kind, sentence)
     return found

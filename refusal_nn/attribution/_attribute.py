@@ -39,8 +39,8 @@ def attribute(
     pairs: Pairs,
     metric: Metric | None = None,
     *,
-    method: str = "eap-ig",
     level: str = "edge",
+    method: str = "eap-ig",
     steps: int = 5,
     check: bool = True,
     batch_size: int | None = None,
@@ -59,16 +59,16 @@ def attribute(
         Clean (harmful) prompts and corrupted (harmless) counterparts of equal length.
     metric : Metric, optional
         Default: the log-odds of refusal tokens that are discovered on these pairs.
-    method : {"atp", "eap", "eap-ig", "clean-corrupted", "exact"}
-        ``exact``: every edge or node is patched and the metric measured. ``eap`` (edges) and ``atp``
-        (nodes): the gradient at the clean run. ``eap-ig``: its mean over ``steps`` runs whose token
-        embeddings are ``e' + k/steps (e - e')``, k = 1 to steps, from corrupted e' to clean e.
-        ``clean-corrupted``: its mean over the clean and the corrupted run.
     level : {"edge", "node"}
-        A node's score is the sum of the scores of the edges that leave it; ``exact`` patches them
-        together.
-    steps : int
-        Of ``eap-ig``.
+        Score every edge, or every head and MLP. A node's score is the sum of the scores of the edges
+        that leave it; ``exact`` patches them together.
+    method : {"atp", "eap", "eap-ig", "clean-corrupted", "exact"}
+        exact patches each one; the others are first-order (atp: nodes, eap: edges). ``exact`` measures
+        the metric of each patch. ``eap`` and ``atp``: the gradient at the clean run. ``eap-ig``: its
+        mean over ``steps`` runs whose token embeddings are ``e' + k/steps (e - e')``, k = 1 to steps,
+        from corrupted e' to clean e. ``clean-corrupted``: its mean over the clean and the corrupted run.
+    steps : int in [1, inf)
+        Points between corrupted and clean embedding of eap-ig.
     check : bool
         Refuse pairs that the metric does not tell apart, or tells apart the wrong way.
     batch_size : int, optional

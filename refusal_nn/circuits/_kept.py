@@ -55,12 +55,12 @@ def discover_circuit(
     fraction: float | None = None,
     threshold: float | None = None,
     target: float | None = None,
+    confidence: float | None = None,
     pairs: Pairs | None = None,
     rule: str = "top",
     ranking: str = "absolute",
-    ablation: str | None = None,
-    confidence: float | None = None,
     n_resamples: int = 100,
+    ablation: str | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     recorder: Recorder | None = None,
@@ -78,12 +78,26 @@ def discover_circuit(
     ----------
     scores : xarray.Dataset
         From :func:`refusal_nn.attribution.attribute`, level ``edge``.
-    n_resamples : int
-        Resamples of the pairs that say how stable the circuit is; 0: none.
+    edges : int in [1, inf), optional
+        Keep the N best edges.
+    fraction : float in (0, 1], optional
+        Keep this fraction of the edges.
+    threshold : float, optional
+        Keep edges that score at least T: rule threshold.
+    target : float in (0, 1], optional
+        Keep as few edges as reach this faithfulness on ``pairs``.
+    confidence : float in [0, 1), optional
+        Of the interval whose lower end must reach ``target``.
     rule : {"top", "greedy", "threshold"}
+        top: the best anywhere; greedy: the best into what is in already, from the logits up.
     ranking : {"absolute", "signed"}
+        Best by size of the score, or by how much it supports the metric.
+    n_resamples : int in [0, inf)
+        Resamples of the pairs that say how stable the circuit is; 0: none.
     ablation : {"resample", "mean", "zero"}, optional
-    model, edges, ..., recorder
+        What edges outside a circuit carry: the partner prompt's values (resample, if nothing is said), a
+        mean, or zero.
+    model, pairs, batch_size, seed, recorder
         As above.
 
     Returns
@@ -164,11 +178,11 @@ def evaluate_circuit(
     circuit: xr.DataTree,
     pairs: Pairs,
     *,
-    ablation: str = "resample",
     grid: bool = True,
     nulls: Sequence[str] = ("random", "layer-matched"),
     draws: int = 99,
     minimality: bool = False,
+    ablation: str = "resample",
     batch_size: int | None = None,
     seed: int = 0,
     recorder: Recorder | None = None,
@@ -179,9 +193,18 @@ def evaluate_circuit(
     ----------
     circuit : xarray.DataTree
         From :func:`discover_circuit`.
-    ablation : {"resample", "mean", "zero"}
+    grid : bool
+        Measure circuits of ten sizes by the same scores, for CPR and CMD.
     nulls : sequence of {"random", "layer-matched"}
-    model, pairs, grid, draws, minimality, batch_size, seed, recorder
+        Random circuits of equal size to compare with.
+    draws : int in [1, inf)
+        Random circuits of each kind.
+    minimality : bool
+        Measure the circuit without each of its edges.
+    ablation : {"resample", "mean", "zero"}
+        What edges outside a circuit carry: the partner prompt's values (resample, if nothing is said), a
+        mean, or zero.
+    model, pairs, batch_size, seed, recorder
         See :func:`refusal_nn.circuits.evaluate`.
 
     Returns
@@ -245,6 +268,8 @@ def compare_circuits(
     pairs : mapping, optional
         Name to held-out pairs.
     ablation : {"resample", "mean", "zero"}, optional
+        What edges outside a circuit carry: the partner prompt's values (resample, if nothing is said), a
+        mean, or zero.
     model, batch_size, seed, recorder
         See :func:`refusal_nn.circuits.cross_faithfulness`.
 

@@ -171,8 +171,8 @@ def evaluate_selected(
     selected: Selection | xr.Dataset | xr.DataTree,
     prompts: Prompts,
     *,
-    controls: bool = True,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    controls: bool = True,
     batch_size: int | None = None,
     seed: int = 0,
     recorder: Recorder | None = None,
@@ -186,10 +186,10 @@ def evaluate_selected(
         From :func:`select`, or a run of it: the direction, its layer and the refusal tokens.
     prompts : Prompts
         Test prompts (``prompts.test``), of both classes.
+    max_new_tokens : int in [1, inf)
+        Length of the completions. In tokens; they are greedy.
     controls : bool
-        Add random directions of equal norm.
-    max_new_tokens : int
-        Length of the greedy completions, in tokens.
+        Test random directions of equal norm beside it.
     batch_size : int, optional
         Prompts a pass. The result does not depend on it.
     seed : int

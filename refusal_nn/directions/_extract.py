@@ -59,12 +59,13 @@ def extract(
     method : {"difference-in-means"}
         How candidates are made.
     positions : sequence of int, optional
-        Token positions from the end of the prompt; default the end-of-instruction span.
+        Positions from the prompt's end, such as -3,-1; default: the end-of-instruction span.
     refusal_tokens : sequence, optional
-        Ids, or texts of one token each; default discovered from these prompts.
+        Token texts or ids; default: found from the model. A text is one token; they are found on these
+        prompts.
     screen : bool
-        Keep only harmful prompts with refusal score above 0 and harmless ones below 0, as
-        published.
+        Use only prompts that the model refuses or answers as their label says. A refusal score above 0
+        counts as refusing, one below 0 as answering, as published.
     batch_size : int, optional
         Prompts a pass. The result does not depend on it beyond rounding.
     seed : int

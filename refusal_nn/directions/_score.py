@@ -71,14 +71,20 @@ def score(
         From :func:`extract`: ``direction(position, layer, d_model)``.
     prompts : Prompts
         Selection prompts of both classes (``prompts.val``), disjoint from the discovery prompts.
-    kl_max, induce_min, layer_fraction : float
-        The published thresholds; a candidate they rule out is not measured further.
+    kl_max : float
+        Largest KL, in nats. A candidate that a threshold rules out is not measured further; their
+        defaults are the published ones.
+    induce_min : float
+        Least induce score.
+    layer_fraction : float in (0, 1]
+        Layers from int(fraction x layers) on are left out.
     exhaustive : bool
-        Measure everything for every candidate.
+        Measure every candidate on every criterion.
     refusal_tokens : sequence, optional
         Default: those the candidates were extracted with.
     screen : bool
-        Keep only harmful prompts with refusal score above 0 and harmless ones below 0.
+        Use only prompts that the model refuses or answers as their label says. A refusal score above 0
+        counts as refusing, one below 0 as answering.
     batch_size : int, optional
         Rows (candidate, prompt) a pass.
     recorder : Recorder, optional

@@ -115,10 +115,12 @@ def select(
         ``attrs["n_layers"]``: layers of the model.
     model : Model, optional
         No pass is made; where it is given, the scores must be of it.
-    kl_max, induce_min : float
-        Largest KL and smallest induce score, in nats; equality stays.
-    layer_fraction : float
-        Candidates from layer ``int(layer_fraction * n_layers)`` on drop out.
+    kl_max : float
+        Largest KL, in nats. Equality stays.
+    induce_min : float
+        Least induce score. In nats; equality stays.
+    layer_fraction : float in (0, 1]
+        Layers from int(fraction x layers) on are left out.
     tie_tolerance : float
         Without values per prompt: bypass within this of the best is a near-tie, in nats.
     confidence : float

@@ -44,10 +44,20 @@ def patch_positions(
 
     Parameters
     ----------
-    max_new_tokens : int
-        Length of the completions of patched runs; 0: none.
     sites : sequence of {"resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"}
+        Where to patch.
     interchange : {"sufficiency", "necessity"}
+        sufficiency: into the harmless prompt's run; necessity: into the harmful one's.
+    cumulative : bool
+        Patch all blocks up to each layer at once.
+    positions : sequence of int, optional
+        Positions from the prompt's end, such as -3,-1.
+    layers : sequence of int, optional
+        Blocks, such as 3,4,5; default all.
+    screen : bool
+        With refusal-log-odds: use only pairs whose prompts the model refuses and answers.
+    max_new_tokens : int in [0, inf)
+        Length of the completions of patched runs; 0: none.
     model, pairs, ..., recorder
         See :func:`refusal_nn.patching.positions`.
 
@@ -97,13 +107,13 @@ def patch_heads(
     pairs: Pairs,
     *,
     metric: Metric | None = None,
-    positions: Sequence[int] | None = None,
-    layers: Sequence[int] | None = None,
     alpha: float = 0.05,
     min_effect: float = 0.01,
     correction: str = "max-t",
     max_heads: int = 16,
     n_controls: int = 99,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
     screen: bool = True,
     max_new_tokens: int = 32,
     batch_size: int | None = None,
@@ -114,9 +124,24 @@ def patch_heads(
 
     Parameters
     ----------
-    max_new_tokens : int
-        Length of the completions of patched runs; 0: none.
+    alpha : float in (0, 1)
+        Level of the tests.
+    min_effect : float in [0, 1)
+        Least share of the difference between the prompts that a head must carry.
     correction : {"max-t", "holm", "bh"}
+        For the number of heads tested.
+    max_heads : int in [1, inf)
+        Most heads of a set grown by joint effect.
+    n_controls : int in [0, inf)
+        Random sets of as many other heads.
+    positions : sequence of int, optional
+        Positions from the prompt's end, such as -3,-1.
+    layers : sequence of int, optional
+        Blocks, such as 3,4,5; default all.
+    screen : bool
+        With refusal-log-odds: use only pairs whose prompts the model refuses and answers.
+    max_new_tokens : int in [0, inf)
+        Length of the completions of patched runs; 0: none.
     model, pairs, ..., recorder
         See :func:`refusal_nn.patching.refusal_heads`.
 

@@ -11,8 +11,20 @@ import pytest
 from click.testing import CliRunner, Result
 
 from refusal_nn.cli import Root
-from refusal_nn.cli._options import LOADING, analysis_options, take_loading
-from refusal_nn.cli._output import print_json
+from refusal_nn.cli._options import (
+    batch_size_option,
+    config_option,
+    json_option,
+    loading_options,
+    model_option,
+    run_options,
+    seed_option,
+    take_loading,
+)
+from refusal_nn.cli._output import show
+
+LOADING = {p.name for p in click.command()(loading_options(lambda: None)).params} - {"deadline"}
+"""Keywords of load_model; ``deadline`` becomes one."""
 
 
 @click.group(cls=Root)
@@ -21,13 +33,20 @@ def program() -> None:
 
 
 @click.command()
-@analysis_options(prompts="tiny-bench")
+@model_option(required=True)
+@loading_options
+@click.option("--prompts", default="tiny-bench")
+@batch_size_option
+@seed_option
+@run_options
+@config_option
+@json_option
 @click.option("--category", multiple=True)
-def probe(as_json: bool, **values: Any) -> None:
+def probe(**values: Any) -> None:
     """Print what a command receives."""
     print("a library's chatter")
     loading = take_loading(values)
-    print_json({"loading": loading, **values} if as_json else {"plain": True})
+    show({"loading": loading, **values})
 
 
 @pytest.fixture(autouse=True)

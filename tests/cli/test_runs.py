@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from refusal_nn import store
 from refusal_nn.cli import Root, cli
 from refusal_nn.cli._options import json_option, run_options, seed_option
-from refusal_nn.cli._output import print_json
+from refusal_nn.cli._output import show
 from refusal_nn.cli._request import command_line, request
 
 LAYERS = 6
@@ -27,9 +27,7 @@ computed: list[int] = []
 @click.option("--stop-at", type=int, default=-1, help="Interrupt at this batch.")
 @run_options
 @json_option
-def count(
-    seed: int, stop_at: int, stores: Path, name: str | None, resume: bool, as_json: bool
-) -> None:
+def count(seed: int, stop_at: int, stores: Path, name: str | None, resume: bool) -> None:
     """Store the norms of seeded random vectors, one layer a batch."""
     template = xr.Dataset(
         {"direction_norm": ("layer", np.full(LAYERS, np.nan))},
@@ -66,8 +64,7 @@ def count(
     )
     with recorder:
         recorder.commit({"/": recorder.stage("norms", template, batches, compute)})
-    if as_json:
-        print_json({"path": recorder.path})
+    show({"path": recorder.path})
 
 
 @pytest.fixture(autouse=True)
