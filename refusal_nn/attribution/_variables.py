@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-from refusal_nn.store.variables import Spec, register
+from functools import partial
 
-_SCORE = "negative: corrupting lowers the metric. The attrs name metric and method"
-_SYED = "Syed et al. 2023; Hanna et al. 2024"
+from refusal_nn.store.variables import register, specs
+
+_SIGN = "negative: corrupting lowers the metric. The attrs name metric and method"
+_DRAWS = "over families of pairs; NaN for one family"
+
+_score = partial(specs, "float", "unit of the metric", "Syed et al. 2023; Hanna et al. 2024")
+_error = partial(specs, "float", "unit of the metric", "")
 
 register(
-    Spec(
-        "edge_score",
-        ("prompt", "src", "dst"),
-        "float",
-        "unit of the metric",
-        f"Change of the metric when this edge alone carries the corrupted prompt's value; {_SCORE}",
-        _SYED,
-        optional=("prompt",),
+    *_score(
+        "[prompt], src, dst",
+        edge_score="Change of the metric when this edge alone carries the corrupted prompt's value; "
+        f"{_SIGN}",
     ),
-    Spec(
-        "edge_score_mean",
-        ("src", "dst"),
-        "float",
-        "unit of the metric",
-        f"Mean of edge_score over pairs; {_SCORE}",
-        _SYED,
+    *_score("src, dst", edge_score_mean=f"Mean of edge_score over pairs; {_SIGN}"),
+    *_error("src, dst", edge_score_se=f"Standard error of edge_score_mean {_DRAWS}"),
+    *_score(
+        "prompt, src",
+        node_score="Change of the metric when all edges that leave this node are corrupted; "
+        f"{_SIGN}",
     ),
-    Spec(
-        "edge_score_se",
-        ("src", "dst"),
-        "float",
-        "unit of the metric",
-        "Standard error of edge_score_mean over families of pairs; NaN for one family",
-    ),
-    Spec(
-        "node_score",
-        ("prompt", "src"),
-        "float",
-        "unit of the metric",
-        f"Change of the metric when all edges that leave this node are corrupted; {_SCORE}",
-        _SYED,
-    ),
-    Spec(
-        "node_score_mean",
-        ("src",),
-        "float",
-        "unit of the metric",
-        f"Mean of node_score over pairs; {_SCORE}",
-        _SYED,
-    ),
-    Spec(
-        "node_score_se",
-        ("src",),
-        "float",
-        "unit of the metric",
-        "Standard error of node_score_mean over families of pairs; NaN for one family",
-    ),
+    *_score("src", node_score_mean=f"Mean of node_score over pairs; {_SIGN}"),
+    *_error("src", node_score_se=f"Standard error of node_score_mean {_DRAWS}"),
 )

@@ -2,168 +2,89 @@
 
 from __future__ import annotations
 
-from refusal_nn.store import Spec, register
+from functools import partial
+
+from refusal_nn.store import register
+from refusal_nn.store.variables import specs
 
 _ARDITI = "Arditi et al. 2024"
-_TABLE = ("position", "layer")
+_TABLE = "[position], [layer]"
+_CANDIDATE = f"[candidate], {_TABLE}"
+
+_activation = partial(specs, "float", "residual stream units")
+_score = partial(specs, "float", "nats", f"{_ARDITI}, appendix C")
+_verdict = partial(specs, "bool", "", f"{_ARDITI}, appendix C")
 
 register(
-    Spec(
-        "direction",
-        ("draw", "position", "layer", "d_model"),
-        "float",
-        "residual stream units",
-        "Difference of the mean activations of harmful and harmless prompts, not normalised",
+    *_activation(
         f"{_ARDITI}, section 2.3",
-        optional=("draw", *_TABLE),
+        f"[draw], {_TABLE}, d_model",
+        direction="Difference of the mean activations of harmful and harmless prompts, not normalised",
     ),
-    Spec(
-        "direction_norm",
-        ("draw", *_TABLE),
-        "float",
-        "residual stream units",
-        "Euclidean norm of direction",
+    *_activation(
         f"{_ARDITI}, section 2.3",
-        optional=("draw", *_TABLE),
+        f"[draw], {_TABLE}",
+        direction_norm="Euclidean norm of direction",
     ),
-    Spec(
-        "mean_harmful",
-        (*_TABLE, "d_model"),
-        "float",
-        "residual stream units",
-        "Mean activation over the harmful prompts that were kept",
+    *_activation(
         f"{_ARDITI}, section 2.3",
-        optional=_TABLE,
+        f"{_TABLE}, d_model",
+        mean_harmful="Mean activation over the harmful prompts that were kept",
+        mean_harmless="Mean activation over the harmless prompts that were kept",
     ),
-    Spec(
-        "mean_harmless",
-        (*_TABLE, "d_model"),
-        "float",
-        "residual stream units",
-        "Mean activation over the harmless prompts that were kept",
-        f"{_ARDITI}, section 2.3",
-        optional=_TABLE,
+    *_activation(
+        "",
+        f"block, harm, {_TABLE}, d_model",
+        activation_sum="Sum of activations over the prompts of a batch and class; sums over blocks "
+        "give the means",
     ),
-    Spec(
-        "activation_sum",
-        ("block", "harm", *_TABLE, "d_model"),
-        "float",
-        "residual stream units",
-        "Sum of activations over the prompts of a batch and class; sums over blocks give the means",
-        optional=_TABLE,
-    ),
-    Spec("n_prompts", ("block", "harm"), "int", "count", "Prompts in each sum", optional=("harm",)),
-    Spec(
-        "kept",
-        ("prompt",),
+    *specs("int", "count", "", "block, [harm]", n_prompts="Prompts in each sum"),
+    *specs(
         "bool",
         "",
-        "Whether the unedited model treats the prompt as its label says, so that it was used",
         f"{_ARDITI}, appendix A",
+        "prompt",
+        kept="Whether the unedited model treats the prompt as its label says, so that it was used",
     ),
-    Spec(
-        "bypass",
-        ("candidate", *_TABLE),
+    *_score(
+        _CANDIDATE,
+        bypass="Mean refusal score of harmful prompts under ablation; lower = ablation bypasses refusal",
+        induce="Mean refusal score of harmless prompts under addition; higher = addition induces refusal",
+        kl="Mean KL divergence of the next token on harmless prompts, unedited from ablated; 0 = same",
+    ),
+    *_score(
+        f"{_CANDIDATE}, prompt",
+        bypass_per_prompt="Refusal score of each harmful prompt under ablation",
+        induce_per_prompt="Refusal score of each harmless prompt under addition",
+        kl_per_prompt="KL divergence of the next token for each harmless prompt, unedited from ablated",
+    ),
+    *specs(
         "float",
         "nats",
-        "Mean refusal score of harmful prompts under ablation; lower = ablation bypasses refusal",
-        f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
+        "",
+        "prompt",
+        kl_slack="How far below 0 the smoothed KL of a prompt can be, whatever the edited distribution",
     ),
-    Spec(
-        "induce",
-        ("candidate", *_TABLE),
-        "float",
-        "nats",
-        "Mean refusal score of harmless prompts under addition; higher = addition induces refusal",
-        f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
-    ),
-    Spec(
-        "kl",
-        ("candidate", *_TABLE),
-        "float",
-        "nats",
-        "Mean KL divergence of the next token on harmless prompts, unedited from ablated; 0 = same",
-        f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
-    ),
-    Spec(
-        "bypass_per_prompt",
-        ("candidate", *_TABLE, "prompt"),
-        "float",
-        "nats",
-        "Refusal score of each harmful prompt under ablation",
-        f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
-    ),
-    Spec(
-        "induce_per_prompt",
-        ("candidate", *_TABLE, "prompt"),
-        "float",
-        "nats",
-        "Refusal score of each harmless prompt under addition",
-        f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
-    ),
-    Spec(
-        "kl_per_prompt",
-        ("candidate", *_TABLE, "prompt"),
-        "float",
-        "nats",
-        "KL divergence of the next token for each harmless prompt, unedited from ablated",
-        f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
-    ),
-    Spec(
-        "kl_slack",
-        ("prompt",),
-        "float",
-        "nats",
-        "How far below 0 the smoothed KL of a prompt can be, whatever the edited distribution",
-    ),
-    Spec(
-        "dropped_by",
-        ("candidate", *_TABLE),
+    *specs(
         "string",
         "late layer | induce | kl | (empty)",
-        "Criterion of the selection rule that ruled a candidate out; empty if none did",
         f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
+        _CANDIDATE,
+        dropped_by="Criterion of the selection rule that ruled a candidate out; empty if none did",
     ),
-    Spec(
-        "admissible",
-        ("filter", "candidate", *_TABLE),
+    *_verdict(
+        f"[filter], {_CANDIDATE}", admissible="Whether a candidate passes the selection rule"
+    ),
+    *_verdict(
+        f"filter, {_CANDIDATE}",
+        passes="Whether a candidate passes one criterion of the selection rule",
+    ),
+    *_verdict(_CANDIDATE, selected="The candidate that the selection rule picks"),
+    *specs(
         "bool",
         "",
-        "Whether a candidate passes the selection rule",
-        f"{_ARDITI}, appendix C",
-        optional=("filter", "candidate", *_TABLE),
-    ),
-    Spec(
-        "passes",
-        ("filter", "candidate", *_TABLE),
-        "bool",
         "",
-        "Whether a candidate passes one criterion of the selection rule",
-        f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
-    ),
-    Spec(
-        "selected",
-        ("candidate", *_TABLE),
-        "bool",
-        "",
-        "The candidate that the selection rule picks",
-        f"{_ARDITI}, appendix C",
-        optional=("candidate", *_TABLE),
-    ),
-    Spec(
-        "near_tie",
-        ("candidate", *_TABLE),
-        "bool",
-        "",
-        "Whether a candidate's bypass cannot be told from the selected one's",
-        optional=("candidate", *_TABLE),
+        _CANDIDATE,
+        near_tie="Whether a candidate's bypass cannot be told from the selected one's",
     ),
 )

@@ -65,27 +65,20 @@ def cascade(
     """
     heads = sorted(heads)
     names = np.array([head_name(head) for head in heads], dtype=object)
-    fallen = np.full((len(heads), len(heads)), np.nan)
+    layers = np.array([layer for layer, _ in heads])
     coords = {"src": names, "dst": names}
-    sources = _sources(heads)
-    if sources:
+    later = xr.DataArray(layers[:, None] < layers, coords, ("src", "dst"))
+    fallen = xr.full_like(later, np.nan, dtype=float)
+    if later.any():
         found = _effects(base, heads, positions, rows, recorder)
         whole = found["effect_whole"].transpose("prompt", "dst").values
         sure = stats.mean(whole, cluster=base.pairs.family)
         # one family has no interval: then the effect itself must do
         low = np.where(np.isfinite(sure.low), sure.low, sure.value)
         below = np.where(np.atleast_1d(low) > 0, whole.mean(axis=0), np.nan)
-        share = found["effect_fallen"].mean("prompt").transpose("src", "dst").values / below
-        for i, src in enumerate(heads):
-            for j, dst in enumerate(heads):
-                if dst[0] > src[0]:
-                    fallen[i, j] = share[sources.index(src), j]
-    return xr.Dataset({"cascade": (("src", "dst"), fallen)}, coords=coords)
-
-
-def _sources(heads: Sequence[Head]) -> list[Head]:
-    """Heads that others come after."""
-    return [head for head in heads if head[0] < max(layer for layer, _ in heads)]
+        share = found["effect_fallen"].mean("prompt").transpose("src", "dst") / below
+        fallen = share.reindex(src=names).where(later)
+    return fallen.to_dataset(name="cascade")
 
 
 def _effects(
@@ -102,7 +95,7 @@ def _effects(
     xarray.Dataset
         ``effect_whole`` ``(prompt, dst)``, in the metric's unit; ``effect_fallen`` ``(src, prompt, dst)``.
     """
-    sources = _sources(heads)
+    sources = [head for head in heads if head[0] < max(layer for layer, _ in heads)]
     layers = tuple(sorted({layer for layer, _ in heads}))
     n = len(base)
     size = max(1, rows // len(heads))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -11,8 +11,8 @@ import xarray as xr
 from refusal_nn import stats
 from refusal_nn.patching._exchange import INTERCHANGES
 from refusal_nn.patching._recovery import mean_recovery
-from refusal_nn.patching._select import Rule, Step
-from refusal_nn.patching._sets import Head, HeadExchanges
+from refusal_nn.patching._select import Rule
+from refusal_nn.patching._sets import Head, HeadExchanges, heads_where
 
 if TYPE_CHECKING:
     from refusal_nn.contrasts import Measured
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 def significant(table: xr.Dataset, rule: Rule) -> set[Head]:
     """Heads that carry something alone, in one direction at least."""
     passed = (table["head_p_adjusted"] <= rule.alpha) & (table["recovery_mean"] >= rule.min_effect)
-    where = np.argwhere(passed.any("interchange").transpose("layer", "head").values)
-    return {(int(table["layer"][i]), int(h)) for i, h in where}
+    return set(heads_where(passed.any("interchange")))
 
 
 def confirm(
@@ -30,7 +29,7 @@ def confirm(
     base: Measured,
     effect: xr.DataArray,
     alone: set[Head],
-    steps: dict[str, list[Step]],
+    grown: dict[str, list[Head]],
     rule: Rule,
 ) -> dict[Head, str]:
     """Heads that hold on test pairs, and how they were found.
@@ -44,35 +43,30 @@ def confirm(
     base : Measured
         The test pairs.
     effect : xarray.DataArray
-        What single heads move on them, ``(pair, interchange, layer, head)``.
+        What single heads move on them, ``(prompt, interchange, layer, head)``.
     alone : set of Head
         Found by their own exchange.
-    steps : dict of str to list of Step
-        The forward selections.
+    grown : dict of str to list of Head
+        The sets that were grown by their joint effect, by interchange.
     rule : Rule
     """
-    scale = float(base.difference.mean())
-    tests: list[tuple[Head, str]] = []
-    gains: list[np.ndarray] = []
-    for head in sorted(alone):
-        for one in effect.sel(layer=head[0], head=head[1]).transpose("interchange", "prompt"):
-            tests.append((head, "single"))
-            gains.append(one.values)
-    for interchange, found in steps.items():
-        grown = [head for step in found if step.accepted for head in step.added]
-        extra = [head for head in grown if head not in alone]
-        if not extra:
+    tests = [
+        (head, "single", one)
+        for head in sorted(alone)
+        for one in effect.sel(layer=head[0], head=head[1]).values.T
+    ]
+    for interchange, heads in grown.items():
+        rest = {head: tuple(h for h in heads if h != head) for head in heads if head not in alone}
+        if not rest:
             continue
-        without = [[h for h in grown if h != head] for head in extra]
-        sets = [grown, *(w for w in without if w)]
+        sets = [tuple(heads), *filter(None, rest.values())]
         moved = exchanges.moved(base, interchange, sets, f"confirm_{interchange}")
-        for head, rest in zip(extra, without, strict=True):
-            tests.append((head, "joint"))
-            less = moved[:, 1 + [w for w in without if w].index(rest)] if rest else 0.0
-            gains.append(moved[:, 0] - less)
+        by_set = dict(zip(sets, moved.T, strict=True))
+        for head, others in rest.items():
+            tests.append((head, "joint", moved[:, 0] - by_set.get(others, 0.0)))
     if not tests:
         return {}
-    gain = np.stack(gains, axis=1)
+    gain = np.stack([moved for _, _, moved in tests], axis=1)
     # few tests, so Holm: it needs no more permutations than these
     found_p = stats.sign_flip(
         gain,
@@ -81,9 +75,10 @@ def confirm(
         n_permutations=rule.n_permutations,
         seed=rule.seed,
     ).p_adjusted
-    held = (found_p <= rule.alpha) & (gain.mean(axis=0) / scale >= rule.min_effect)
+    share = gain.mean(axis=0) / float(base.difference.mean())
+    held = (found_p <= rule.alpha) & (share >= rule.min_effect)
     out: dict[Head, str] = {}
-    for (head, how), ok in zip(tests, held, strict=True):
+    for (head, how, _), ok in zip(tests, held, strict=True):
         if ok:
             out.setdefault(head, how)
     return out
@@ -98,28 +93,37 @@ def joint_recovery(
     *,
     confidence: float,
     seed: int,
-) -> dict[str, np.ndarray]:
-    """Joint recovery on test pairs, and that of random sets of as many other heads."""
+) -> xr.Dataset:
+    """Joint recovery on test pairs, and that of random sets of as many other heads.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``interchange``: ``joint_recovery`` with ``_low`` and ``_high``, ``control_p``; where there
+        are random sets, ``control_recovery`` ``(interchange, draw)``.
+    """
     sets = _random_sets(others, len(heads), n_controls, seed)
-    out: dict[str, list[Any]] = {k: [] for k in ("value", "low", "high", "controls", "p")}
-    for interchange in INTERCHANGES:
-        if not heads:
-            found = (np.nan, np.nan, np.nan, np.full(len(sets), np.nan), np.nan)
-        else:
-            moved = exchanges.moved(base, interchange, [list(heads), *sets], f"joint_{interchange}")
-            value, low, high, _ = mean_recovery(
-                moved[:, :1],
-                base.difference,
-                cluster=base.pairs.family,
-                confidence=confidence,
-                seed=seed,
-            )
-            controls = moved[:, 1:].mean(axis=0) / base.difference.mean()
-            p = (1 + int((controls >= value[0]).sum())) / (1 + len(sets)) if sets else np.nan
-            found = (value[0], low[0], high[0], controls, p)
-        for kept, part in zip(out.values(), found, strict=True):
-            kept.append(part)
-    return {name: np.array(values) for name, values in out.items()}
+    ends = np.full((4, len(INTERCHANGES)), np.nan)
+    controls = np.full((len(INTERCHANGES), len(sets)), np.nan)
+    for i, interchange in enumerate(INTERCHANGES if heads else ()):
+        moved = exchanges.moved(base, interchange, [list(heads), *sets], f"joint_{interchange}")
+        *found, _ = mean_recovery(
+            moved[:, :1],
+            base.difference,
+            cluster=base.pairs.family,
+            confidence=confidence,
+            seed=seed,
+        )
+        ends[:3, i] = np.ravel(found)
+        controls[i] = moved[:, 1:].mean(axis=0) / base.difference.mean()
+        if sets:
+            ends[3, i] = (1 + (controls[i] >= ends[0, i]).sum()) / (1 + len(sets))
+    names = ("joint_recovery", "joint_recovery_low", "joint_recovery_high", "control_p")
+    out = xr.Dataset({name: ("interchange", end) for name, end in zip(names, ends, strict=True)})
+    if not sets:
+        return out
+    drawn = xr.DataArray(controls, {"draw": np.arange(len(sets))}, ("interchange", "draw"))
+    return out.assign(control_recovery=drawn)
 
 
 def _random_sets(others: Sequence[Head], size: int, n: int, seed: int) -> list[list[Head]]:

@@ -21,7 +21,10 @@ from refusal_nn.tracing import Batch, Capture, Handle, Start, Work
 if TYPE_CHECKING:
     from refusal_nn.contrasts import Contrast, Metric
 
-INTERCHANGES = ("sufficiency", "necessity")
+SIDES_OF = {"sufficiency": ("corrupted", "clean"), "necessity": ("clean", "corrupted")}
+"""The side that runs, and the side that activations are taken from."""
+
+INTERCHANGES = tuple(SIDES_OF)
 """``sufficiency``: the harmless prompt runs with activations of the harmful one; ``necessity``: the
 harmful prompt runs with activations of the harmless one."""
 
@@ -50,11 +53,6 @@ Variant = tuple[Swap, ...]
 """What is exchanged in one row of a batch."""
 
 
-def into_harmless(interchange: str) -> bool:
-    """Whether it is the harmless prompt that runs."""
-    return interchange == INTERCHANGES[0]
-
-
 def checked_interchange(interchange: str) -> str:
     """``interchange`` if it is a direction of patching, else an error."""
     if interchange not in INTERCHANGES:
@@ -63,11 +61,6 @@ def checked_interchange(interchange: str) -> str:
             "run, into the harmful run)."
         )
     return interchange
-
-
-def sides_of(interchange: str) -> tuple[str, str]:
-    """The side that runs, and the side that activations are taken from."""
-    return ("corrupted", "clean") if into_harmless(interchange) else ("clean", "corrupted")
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class Exchange:
         sites, layers
             Where activations are taken; blocks in ascending order.
         """
-        base, donor = sides_of(interchange)
+        base, donor = SIDES_OF[interchange]
         captures = {
             base: [Capture("residual", "resid_pre", list(layers), keep=True)],
             donor: [Capture(site, site, list(layers), keep=True) for site in sites],
@@ -178,8 +171,12 @@ def swap_edits(
     edits = []
     for layer, site in sorted({(s.layer, s.site) for variant in variants for s in variant}):
         n_heads = work.model.arch.place(site).heads
-        swaps = [(v, s) for v, variant in enumerate(variants) for s in variant]
-        here = [(v, s) for v, s in swaps if (s.layer, s.site) == (layer, site)]
+        here = [
+            (v, s)
+            for v, variant in enumerate(variants)
+            for s in variant
+            if (s.layer, s.site) == (layer, site)
+        ]
         # one flag a token, or one for all where all are meant; one a head besides
         tokens = 1 if all(s.positions is None for _, s in here) else width
         mask = np.zeros((len(variants), n, tokens, n_heads or 1), dtype=bool)
@@ -193,19 +190,19 @@ def swap_edits(
 
 
 def _mark(mask: np.ndarray, swap: Swap, batch: Batch, n_heads: int) -> None:
-    columns = list(range(mask.shape[1]))
+    """Set what a swap exchanges in ``mask`` ``[pair, token, head]``."""
+    tokens, heads = (np.ones(size, dtype=bool) for size in mask.shape[1:])
     if swap.positions is not None:
         if min(swap.positions) < -min(batch.lengths) or max(swap.positions) >= 0:
             raise RequestError(
                 f"positions {list(swap.positions)} are not inside every pair: they count from "
                 f"the end of the prompt, and the shortest pair has {min(batch.lengths)} tokens."
             )
-        columns = [batch.width + p for p in swap.positions]
-    if swap.heads is None:
-        mask[:, columns] = True
-        return
-    if not n_heads or max(swap.heads) >= n_heads or min(swap.heads) < 0:
-        raise RequestError(
-            f"heads {list(swap.heads)} are not heads of {swap.site!r}, which has {n_heads}."
-        )
-    mask[np.ix_(range(mask.shape[0]), columns, list(swap.heads))] = True
+        tokens = np.isin(np.arange(-batch.width, 0), swap.positions)
+    if swap.heads is not None:
+        if not n_heads or max(swap.heads) >= n_heads or min(swap.heads) < 0:
+            raise RequestError(
+                f"heads {list(swap.heads)} are not heads of {swap.site!r}, which has {n_heads}."
+            )
+        heads = np.isin(np.arange(n_heads), swap.heads)
+    mask |= np.logical_and.outer(tokens, heads)

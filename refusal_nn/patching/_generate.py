@@ -11,7 +11,7 @@ import xarray as xr
 from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, Metric
 from refusal_nn.errors import RequestError
-from refusal_nn.patching._exchange import Swap, checked_interchange, sides_of, swap_edits
+from refusal_nn.patching._exchange import SIDES_OF, Swap, checked_interchange, swap_edits
 from refusal_nn.patching._sets import Head, as_variant
 from refusal_nn.responses import (
     REFERENCE_REQUEST,
@@ -105,7 +105,7 @@ def generate(
         swaps = tuple(exchanges[name])
         layers = sorted({swap.layer for swap in swaps})
         sites = sorted({swap.site for swap in swaps})
-        base, donor = sides_of(interchange)
+        base, donor = SIDES_OF[interchange]
         held = [Capture(site, site, layers, keep=True) for site in sites]
         taken = work.forward(contrast.batch(donor, part), held)
         prompts = contrast.batch(base, part)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import xarray as xr
 
 from refusal_nn import stats
@@ -13,9 +12,9 @@ from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, resolve_metric
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import INTERCHANGES, checked_interchange
-from refusal_nn.patching._recovery import mean_recovery, recovery
+from refusal_nn.patching._recovery import recovery_table
 from refusal_nn.patching._sets import HeadExchanges
-from refusal_nn.patching._where import blocks, checked_pairs, checked_positions
+from refusal_nn.patching._where import blocks, checked_pairs, from_the_end
 from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from refusal_nn.contrasts import Measured, Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
-
-_DIMS = ("interchange", "prompt", "layer", "head")
 
 
 @renamed_arguments(directions="interchange")
@@ -104,12 +101,10 @@ def heads(
     chosen = blocks(model, chosen_metric, layers)
     whole = Contrast(model, pairs, chosen_metric, aligned=aligned)
     base = whole.measured(rec, rows=rows, stage="baseline", screen=screen)
-    where = None if positions is None else checked_positions(base.aligned, positions)
+    where = from_the_end(positions)
     return head_table(
         base,
         HeadExchanges(where, rows, rec).singles(base, ways, chosen),
-        ways,
-        chosen,
         correction=correction,
         n_permutations=n_permutations,
         confidence=confidence,
@@ -125,9 +120,7 @@ def heads(
 
 def head_table(
     base: Measured,
-    effect: np.ndarray,
-    interchanges: Sequence[str],
-    layers: Sequence[int],
+    effect: xr.DataArray,
     *,
     correction: str,
     n_permutations: int,
@@ -139,42 +132,21 @@ def head_table(
     Parameters
     ----------
     base : Measured
-    effect : array, ``[pair, interchange, layer, head]``
-    interchanges, layers
-        Its labels.
+    effect : xarray.DataArray
+        ``(prompt, interchange, layer, head)``.
     correction, n_permutations, confidence, seed
         As :func:`heads`.
     """
-    family = base.pairs.family
     test = stats.sign_flip(
-        effect,
-        cluster=family,
+        effect.values,
+        cluster=base.pairs.family,
         correction=correction,  # type: ignore[arg-type]
         n_permutations=n_permutations,
         seed=seed,
     )
-    mean, low, high, method = mean_recovery(
-        effect, base.difference, cluster=family, confidence=confidence, seed=seed
-    )
-    dims = ("interchange", "layer", "head")
-    shares: dict[str, Any] = {
-        "recovery_mean": mean,
-        "recovery_mean_low": low,
-        "recovery_mean_high": high,
-        "head_p": test.p,
-        "head_p_adjusted": test.p_adjusted,
-    }
-    return xr.Dataset(
-        {
-            **base.variables(),
-            "recovery": (_DIMS, np.moveaxis(recovery(effect, base.difference), 0, 1)),
-            **{name: (dims, values) for name, values in shares.items()},
-        },
-        coords={
-            **base.labels(),
-            "interchange": np.array(list(interchanges), dtype=object),
-            "layer": list(layers),
-            "head": np.arange(effect.shape[-1]),
-        },
-        attrs={"interval": method, "confidence": confidence, "test": test.method},
+    dims = effect.dims[1:]
+    return (
+        recovery_table(base, effect, confidence=confidence, seed=seed)
+        .assign(head_p=(dims, test.p), head_p_adjusted=(dims, test.p_adjusted))
+        .assign_attrs(test=test.method)
     )

@@ -14,13 +14,18 @@ from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant
 from refusal_nn.patching._generate import generate, of_heads
 from refusal_nn.patching._positions import positions as patch_all_positions
 from refusal_nn.patching._refusal_heads import refusal_heads
-from refusal_nn.patching._sets import Head, head_name
+from refusal_nn.patching._sets import Head, head_name, heads_where
 from refusal_nn.runs import analysis
 from refusal_nn.store import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
+
+_SHARE = {"": "recovery", "_low": "low", "_high": "high"}
+"""What a row calls a recovery and the ends of its interval, by the end of the variable's name."""
 
 
 @analysis("patch-positions", splits={"pairs": "test"}, section="refusal_nn.report._patching:part")
@@ -203,15 +208,13 @@ def strongest(table: xr.Dataset) -> dict[str, Variant]:
         From :func:`refusal_nn.patching.positions`.
     """
     out: dict[str, Variant] = {}
+    cumulative = table.attrs["cumulative"]
     for site in table["site"].values:
         mean = table["recovery_mean"].sel(site=site)
         at = mean.isel(mean.argmax(["layer", "position"]))
         layer, position = int(at["layer"]), int(at["position"])
-        layers = [int(b) for b in table["layer"].values if b <= layer]
-        upto = layers if table.attrs["cumulative"] else [layer]
-        name = (
-            f"{site} {'up to ' if table.attrs['cumulative'] else ''}layer {layer}, token {position}"
-        )
+        upto = [int(b) for b in table["layer"].values if b <= layer] if cumulative else [layer]
+        name = f"{site} {'up to ' if cumulative else ''}layer {layer}, token {position}"
         out[name] = tuple(Swap(str(site), b, (position,)) for b in upto)
     return out
 
@@ -224,8 +227,7 @@ def kept_pairs(pairs: Pairs, table: xr.Dataset) -> Pairs:
 
 def heads_of(table: xr.Dataset) -> list[Head]:
     """The refusal heads of a table, as (layer, head)."""
-    grid = table["refusal_head"].transpose("layer", "head")
-    return [(int(table["layer"][i]), int(table["head"][h])) for i, h in np.argwhere(grid.values)]
+    return heads_where(table["refusal_head"])
 
 
 def head_rows(table: xr.Dataset) -> list[dict[str, Any]]:
@@ -236,63 +238,33 @@ def head_rows(table: xr.Dataset) -> list[dict[str, Any]]:
     table : xarray.Dataset
         Root of the run.
     """
-    rows = []
-    for layer, head in heads_of(table):
-        at = table.sel(layer=layer, head=head)
-        rows.append(
-            {
-                "head": head_name((layer, head)),
-                "role": str(at["role"].item()),
-                "found_by": str(at["found_by"].item()),
-                "band": int(at["band"]),
-                **{
-                    str(direction): float(at["recovery_mean"].sel(interchange=direction))
-                    for direction in table["interchange"].values
-                },
-                "stability": float(at["stability"]),
-                "direct_attribution": float(at["direct_attribution"]),
-            }
-        )
-    return rows
+    flat = table.stack(found=("layer", "head"), create_index=False)
+    flat = flat.isel(found=flat["refusal_head"].values)
+    shares = flat["recovery_mean"].to_dataset("interchange")
+    columns = ["role", "found_by", "band", *shares, "stability", "direct_attribution"]
+    frame = flat.drop_dims("interchange").assign(shares)[columns].to_dataframe()[columns]
+    frame.insert(0, "head", [head_name(head) for head in heads_of(table)])
+    return _plain(frame)
 
 
 def joint_rows(table: xr.Dataset) -> list[dict[str, Any]]:
     """What the refusal heads of a ``patch-heads`` run do together, a row a direction."""
-    return [
-        {
-            "direction": str(direction),
-            **{
-                name: float(table[variable].sel(interchange=direction))
-                for name, variable in (
-                    ("recovery", "joint_recovery"),
-                    ("low", "joint_recovery_low"),
-                    ("high", "joint_recovery_high"),
-                    ("p", "control_p"),
-                )
-            },
-            "random": float(table["control_recovery"].sel(interchange=direction).mean())
-            if "draw" in table.dims
-            else float("nan"),
-            "n_random": int(table.sizes.get("draw", 0)),
-        }
-        for direction in table["interchange"].values
-    ]
+    names = {f"joint_recovery{end}": name for end, name in _SHARE.items()} | {"control_p": "p"}
+    random = table["control_recovery"].mean("draw") if "draw" in table.dims else np.nan
+    said = table[[*names]].rename(names)
+    said = said.assign(random=random, n_random=table.sizes.get("draw", 0))
+    return _plain(said.to_dataframe().reset_index(names="direction"))
 
 
 def strongest_rows(table: xr.Dataset, n: int) -> list[dict[str, Any]]:
     """The ``n`` patches of a ``patch-positions`` run that recover most, as rows of plain values."""
-    flat = table[["recovery_mean", "recovery_mean_low", "recovery_mean_high"]].stack(
-        patch=("site", "layer", "position"), create_index=False
-    )
-    order = np.argsort(-flat["recovery_mean"].values, kind="stable")[:n]
-    return [
-        {
-            "site": str(at["site"].item()),
-            "layer": int(at["layer"]),
-            "position": int(at["position"]),
-            "recovery": float(at["recovery_mean"]),
-            "low": float(at["recovery_mean_low"]),
-            "high": float(at["recovery_mean_high"]),
-        }
-        for at in (flat.isel(patch=int(i)) for i in order)
-    ]
+    names = {f"recovery_mean{end}": name for end, name in _SHARE.items()}
+    place = ["site", "layer", "position"]
+    flat = table[[*names]].rename(names).stack(patch=place, create_index=False)
+    order = np.argsort(-flat["recovery"].values, kind="stable")[:n]
+    frame = flat.isel(patch=order).to_dataframe()
+    return _plain(frame[[*place, *names.values()]])
+
+
+def _plain(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): value for k, value in row.items()} for row in rows.to_dict("records")]

@@ -13,7 +13,7 @@ from refusal_nn.contrasts import Contrast, resolve_metric
 from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models.sites import WRITES
 from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange
-from refusal_nn.patching._recovery import effects_of, mean_recovery, recovery
+from refusal_nn.patching._recovery import effects, recovery_table
 from refusal_nn.patching._where import blocks, checked_pairs, checked_positions, checked_sites
 from refusal_nn.runs._batches import batches_of, grid_of, rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
@@ -114,30 +114,18 @@ def positions(
     base = whole.measured(rec, rows=rows, stage="baseline", screen=screen)
     where = checked_positions(base.aligned, positions)
     patched = _sweep(base, interchange, sites, chosen, where, cumulative, rows, rec)
-    effect = effects_of(base, patched, interchange)
-    mean, low, high, method = mean_recovery(
-        effect, base.difference, cluster=base.pairs.family, confidence=confidence, seed=seed
-    )
-    return xr.Dataset(
-        {
-            **base.variables(),
-            "recovery": (_DIMS, recovery(effect, base.difference)),
-            "patched_metric": (_DIMS, patched),
-            "recovery_mean": (_DIMS[1:], mean),
-            "recovery_mean_low": (_DIMS[1:], low),
-            "recovery_mean_high": (_DIMS[1:], high),
-        },
-        coords={**base.labels(), **_labels(sites, chosen, where)},
-        attrs={
+    effect = patched.copy(data=effects(base, patched.values, interchange))
+    return (
+        recovery_table(base, effect, confidence=confidence, seed=seed)
+        .assign(patched_metric=patched)
+        .assign_attrs(
             **whole.attrs(),
-            "interchange": interchange,
-            "cumulative": bool(cumulative),
-            "n_layers": model.n_layers,
-            "n_pairs": len(base),
-            "dropped_pairs": list(base.dropped),
-            "interval": method,
-            "confidence": confidence,
-        },
+            interchange=interchange,
+            cumulative=bool(cumulative),
+            n_layers=model.n_layers,
+            n_pairs=len(base),
+            dropped_pairs=list(base.dropped),
+        )
     )
 
 
@@ -173,8 +161,8 @@ def _sweep(
     cumulative: bool,
     rows: int,
     recorder: Recorder,
-) -> np.ndarray:
-    """Metric of every patched run, ``[pair, site, layer, position]``: the stage ``patched``."""
+) -> xr.DataArray:
+    """Metric of every patched run, ``(prompt, site, layer, position)``: the stage ``patched``."""
     # pairs of like length share a pass, so that little of it is padding
     order = np.argsort(base.aligned.lengths, kind="stable")
     contrast = base.take(order)
@@ -184,7 +172,12 @@ def _sweep(
     shape = (n, len(sites), len(layers), len(where))
     template = xr.Dataset(
         {"patched_metric": (_DIMS, np.full(shape, np.nan))},
-        coords={**contrast.labels(), **_labels(sites, layers, where)},
+        coords={
+            **contrast.labels(),
+            "site": np.array(sites, dtype=object),
+            "layer": list(layers),
+            "position": list(where),
+        },
     )
     batches = grid_of(
         batches_of(n, group_size, "prompt"), batches_of(len(layers), layer_step, "layer")
@@ -211,12 +204,4 @@ def _sweep(
         return collect
 
     found = recorder.stage("patched", template, batches, Passes(base.model, batch))
-    return np.asarray(found["patched_metric"].values[np.argsort(order)])
-
-
-def _labels(sites: Sequence[str], layers: Sequence[int], where: Sequence[int]) -> dict[str, object]:
-    return {
-        "site": np.array(sites, dtype=object),
-        "layer": list(layers),
-        "position": list(where),
-    }
+    return found["patched_metric"].isel(prompt=np.argsort(order))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 
 from refusal_nn import stats
-from refusal_nn.patching._exchange import into_harmless
+from refusal_nn.patching._exchange import SIDES_OF
 
 if TYPE_CHECKING:
     from refusal_nn.contrasts import Measured
@@ -15,26 +16,20 @@ if TYPE_CHECKING:
 _TABLES = 512
 
 
-def effects(patched: np.ndarray, start: np.ndarray, interchange: str) -> np.ndarray:
+def effects(base: Measured, patched: np.ndarray, interchange: str) -> np.ndarray:
     """What a patch moves towards the other prompt's metric, in the metric's unit.
 
     Parameters
     ----------
+    base : Measured
     patched : array, ``[pair, ...]``
         Metric of patched runs.
-    start : array, ``[pair]``
-        Metric of the runs that were patched.
     interchange : str
         ``sufficiency`` counts a rise of the metric, ``necessity`` a fall.
     """
-    moved = patched - start.reshape(-1, *(1,) * (patched.ndim - 1))
-    return moved if into_harmless(interchange) else -moved
-
-
-def effects_of(base: Measured, patched: np.ndarray, interchange: str) -> np.ndarray:
-    """:func:`effects` of patched runs of the pairs of a contrast."""
-    start = base.corrupted if into_harmless(interchange) else base.clean
-    return effects(patched, start, interchange)
+    ran, _ = SIDES_OF[interchange]
+    moved = patched - getattr(base, ran).reshape(-1, *(1,) * (patched.ndim - 1))
+    return moved if ran == "corrupted" else -moved
 
 
 def recovery(effect: np.ndarray, difference: np.ndarray) -> np.ndarray:
@@ -63,12 +58,9 @@ def mean_recovery(
         Of the trailing shape of ``effect``.
     method : str
     """
-    shape = effect.shape[1:]
     flat = effect.reshape(len(effect), -1)
-    ends: list[list[np.ndarray]] = [[], [], []]
-    method = ""
-    for start in range(0, flat.shape[1], _TABLES):
-        found = stats.ratio_of_means(
+    found = [
+        stats.ratio_of_means(
             flat[:, start : start + _TABLES],
             difference[:, None],
             cluster=cluster,
@@ -76,8 +68,46 @@ def mean_recovery(
             n_resamples=n_resamples,
             seed=seed,
         )
-        method = found.method
-        for kept, part in zip(ends, (found.value, found.low, found.high), strict=True):
-            kept.append(np.atleast_1d(part))
-    value, low, high = (np.concatenate(kept).reshape(shape) for kept in ends)
-    return value, low, high, method
+        for start in range(0, flat.shape[1], _TABLES)
+    ]
+    value, low, high = (
+        np.hstack([getattr(part, end) for part in found]).reshape(effect.shape[1:])
+        for end in ("value", "low", "high")
+    )
+    return value, low, high, found[0].method
+
+
+def recovery_table(
+    base: Measured, effect: xr.DataArray, *, confidence: float, seed: int
+) -> xr.Dataset:
+    """Recovery of every pair and of all with its interval, beside the pairs' unpatched runs.
+
+    Parameters
+    ----------
+    base : Measured
+    effect : xarray.DataArray
+        What exchanges move, over ``prompt`` and what was exchanged.
+    confidence, seed
+        Of the interval; see :func:`mean_recovery`.
+    """
+    share = effect.copy(data=recovery(effect.values, base.difference))
+    *ends, method = mean_recovery(
+        effect.values,
+        base.difference,
+        cluster=base.pairs.family,
+        confidence=confidence,
+        seed=seed,
+    )
+    means = {
+        f"recovery_mean{end}": (effect.dims[1:], values)
+        for end, values in zip(("", "_low", "_high"), ends, strict=True)
+    }
+    return xr.Dataset(
+        {
+            **base.variables(),
+            "recovery": share.transpose("interchange", "prompt", ..., missing_dims="ignore"),
+            **means,
+        },
+        coords=base.labels(),
+        attrs={"interval": method, "confidence": confidence},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,10 @@ from refusal_nn.patching._confirm import confirm, joint_recovery, significant
 from refusal_nn.patching._exchange import INTERCHANGES
 from refusal_nn.patching._heads import head_table
 from refusal_nn.patching._roles import stability
-from refusal_nn.patching._select import Rule, Step, forward_select
-from refusal_nn.patching._sets import Head, HeadExchanges, head_name, heads_in
-from refusal_nn.patching._tables import grid_of, head_grid, step_table
-from refusal_nn.patching._where import blocks, checked_pairs, checked_positions
+from refusal_nn.patching._select import Rule, forward_select
+from refusal_nn.patching._sets import Head, HeadExchanges, head_name, heads_in, laid_out
+from refusal_nn.patching._tables import head_grid
+from refusal_nn.patching._where import blocks, checked_pairs, from_the_end
 from refusal_nn.prompts import check_disjoint
 from refusal_nn.prompts._labels import SPLITS
 from refusal_nn.runs._batches import rows_asked
@@ -139,9 +140,7 @@ def refusal_heads(
         )
         for split in SPLITS
     }
-    where = None
-    if positions is not None:
-        where = [checked_positions(base[split].aligned, positions) for split in SPLITS][-1]
+    where = from_the_end(positions)
     exchanges = HeadExchanges(where, rows, rec)
     test = base["test"]
 
@@ -151,8 +150,6 @@ def refusal_heads(
         tables[split] = head_table(
             base[split],
             effect[split],
-            INTERCHANGES,
-            chosen,
             correction=correction,
             n_permutations=n_permutations,
             confidence=confidence,
@@ -160,13 +157,8 @@ def refusal_heads(
         )
     all_heads = heads_in(model, chosen)
     alone = significant(tables["train"], rule)
-    steps = _grow(exchanges, base, effect["train"], all_heads, candidates, rule)
-    on_test = xr.DataArray(
-        effect["test"],
-        {"interchange": list(INTERCHANGES), "layer": chosen},
-        ("prompt", "interchange", "layer", "head"),
-    )
-    found = confirm(exchanges, test, on_test, alone, steps, rule)
+    grown, steps = _grow(exchanges, base, effect["train"], all_heads, candidates, rule)
+    found = confirm(exchanges, test, effect["test"], alone, grown, rule)
 
     heads = sorted(found)
     tower = cascade(test, heads, positions=where, rows=rows, recorder=rec)
@@ -175,10 +167,10 @@ def refusal_heads(
         exchanges, test, heads, others, n_controls, confidence=confidence, seed=seed
     )
     frequency, jaccard, pairwise = stability(
-        effect["train"],
+        effect["train"].values,
         base["train"].difference,
         family=base["train"].pairs.family,
-        selected=grid_of(alone, chosen, model.n_heads),
+        selected=laid_out(dict.fromkeys(alone, True), False, chosen, model.n_heads),
         alpha=alpha,
         min_effect=min_effect,
         seed=seed,
@@ -202,7 +194,7 @@ def refusal_heads(
         "test": tables["test"].attrs["test"],
         **{f"n_{split}_pairs": len(base[split]) for split in SPLITS},
     }
-    groups = {"/": root, **{f"/{k}": v for k, v in tables.items()}, "/steps": step_table(steps)}
+    groups = {"/": root, **{f"/{k}": v for k, v in tables.items()}, "/steps": steps}
     if heads:
         groups["/cascade"] = tower
     return xr.DataTree.from_dict(groups)
@@ -211,25 +203,29 @@ def refusal_heads(
 def _grow(
     exchanges: HeadExchanges,
     base: dict[str, Measured],
-    effect: np.ndarray,
+    effect: xr.DataArray,
     heads: Sequence[Head],
     candidates: int,
     rule: Rule,
-) -> dict[str, list[Step]]:
-    """The forward selection both ways, from the heads that do most alone."""
+) -> tuple[dict[str, list[Head]], xr.Dataset]:
+    """The sets both ways, from the heads that do most alone, and the selections' steps."""
     grow, stop = base["train"].spread(GROW_PAIRS), base["val"]
-    out = {}
+    grown, steps = {}, []
     for i, way in enumerate(INTERCHANGES):
-        best = np.argsort(-effect[:, i].mean(axis=0).ravel(), kind="stable")[:candidates]
-        out[way] = forward_select(
-            exchanges.joint(grow, way, "grow"),
-            exchanges.joint(stop, way, "stop"),
+        best = np.argsort(-effect.values[:, i].mean(axis=0).ravel(), kind="stable")[:candidates]
+        grown[way], told = forward_select(
+            partial(exchanges.moved, grow, way),
+            partial(exchanges.moved, stop, way),
             [heads[k] for k in best],
             scale=(float(grow.difference.mean()), float(stop.difference.mean())),
             family=stop.pairs.family,
             rule=rule,
+            recorder=exchanges.recorder,
+            name=f"grow_{way}",
         )
-    return out
+        steps.append(told)
+    blank = {"step_heads": "", "step_accepted": False}
+    return grown, xr.concat(steps, effect["interchange"], join="outer", fill_value=blank)
 
 
 def check_splits(pairs: Pairs) -> None:

@@ -12,6 +12,14 @@ from refusal_nn.patching._sets import Head
 FALLEN = 0.5
 """A head falls with another if at least this share of its difference between the prompts goes."""
 
+_ROLES = {
+    (True, False): "gate",
+    (False, True): "amplifier",
+    (True, True): "relay",
+    (False, False): "independent",
+}
+"""By whether later heads fall with it, and whether it falls with an earlier one."""
+
 
 def roles(heads: Sequence[Head], cascade: np.ndarray) -> dict[Head, str]:
     """The role of each head in a cascade.
@@ -34,13 +42,8 @@ def roles(heads: Sequence[Head], cascade: np.ndarray) -> dict[Head, str]:
     arXiv 2604.04385.
     """
     falls = np.nan_to_num(cascade) >= FALLEN
-    out = {}
-    for i, head in enumerate(heads):
-        fells, fallen = bool(falls[i].any()), bool(falls[:, i].any())
-        out[head] = (
-            ("relay" if fallen else "gate") if fells else ("amplifier" if fallen else "independent")
-        )
-    return out
+    sides = zip(heads, falls.any(axis=1).tolist(), falls.any(axis=0).tolist(), strict=True)
+    return {head: _ROLES[fells, fallen] for head, fells, fallen in sides}
 
 
 def bands(found: dict[Head, str]) -> dict[Head, int]:
@@ -50,15 +53,13 @@ def bands(found: dict[Head, str]) -> dict[Head, int]:
     """
     runs: list[tuple[int, str, list[Head]]] = []
     for role in sorted(set(found.values())):
-        members = sorted(head for head, r in found.items() if r == role)
-        for head in members:
-            last = runs[-1] if runs and runs[-1][1] == role else None
-            if last is not None and head[0] <= last[2][-1][0] + 1:
-                last[2].append(head)
-            else:
-                runs.append((head[0], role, [head]))
-    runs.sort(key=lambda run: run[:2])
-    return {head: i for i, (_, _, members) in enumerate(runs) for head in members}
+        last: list[Head] = []
+        for head in sorted(head for head, r in found.items() if r == role):
+            if not last or head[0] > last[-1][0] + 1:
+                last = []
+                runs.append((head[0], role, last))
+            last.append(head)
+    return {head: i for i, (_, _, members) in enumerate(sorted(runs)) for head in members}
 
 
 def stability(
@@ -113,12 +114,15 @@ def stability(
     found = ((scaled >= critical) & (carried >= min_effect)).reshape(n_resamples, *effect.shape[1:])
     sets = found.any(axis=1).reshape(n_resamples, -1)
     chosen = selected.ravel()
-    both, either = (sets & chosen).sum(axis=1), (sets | chosen).sum(axis=1)
-    jaccard = float((both[either > 0] / either[either > 0]).mean()) if either.any() else np.nan
+    jaccard = _mean_share((sets & chosen).sum(axis=1), (sets | chosen).sum(axis=1))
     shared = sets.astype(float) @ sets.T.astype(float)
     sizes = sets.sum(axis=1)
-    union = sizes[:, None] + sizes[None, :] - shared
     upper = np.triu_indices(n_resamples, 1)
-    some = union[upper] > 0
-    pairwise = float((shared[upper][some] / union[upper][some]).mean()) if some.any() else np.nan
+    pairwise = _mean_share(shared[upper], (sizes[:, None] + sizes - shared)[upper])
     return sets.mean(axis=0).reshape(selected.shape), jaccard, pairwise
+
+
+def _mean_share(both: np.ndarray, either: np.ndarray) -> float:
+    """Mean Jaccard index of pairs of sets, from the sizes of their intersections and unions."""
+    some = either > 0
+    return float((both[some] / either[some]).mean()) if some.any() else np.nan

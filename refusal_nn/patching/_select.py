@@ -11,36 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from refusal_nn import stats
-from refusal_nn.patching._sets import Evaluate, Head
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a forward selection.
-
-    Attributes
-    ----------
-    added : tuple of Head
-        One head, or two that were looked ahead to together.
-    recovery : float
-        Joint recovery of the set with them, on discovery pairs.
-    gain : float
-        What they added to the joint recovery, on validation pairs.
-    p : float
-        Permutation p-value of the gain.
-    accepted : bool
-        The last step is the one that failed, unless no candidate or no room was left.
-    """
-
-    added: tuple[Head, ...]
-    recovery: float
-    gain: float
-    p: float
-    accepted: bool
+from refusal_nn.patching._sets import Evaluate, Head, head_name
+from refusal_nn.store import Next, Recorder
 
 
 @dataclass(frozen=True)
@@ -75,9 +53,11 @@ def forward_select(
     candidates: Sequence[Head],
     *,
     scale: tuple[float, float],
-    family: np.ndarray | None,
+    family: np.ndarray,
     rule: Rule,
-) -> list[Step]:
+    recorder: Recorder,
+    name: str = "grow",
+) -> tuple[list[Head], xr.Dataset]:
     """Grow a set of heads while its joint exchange moves more on pairs it was not chosen on.
 
     Parameters
@@ -87,53 +67,83 @@ def forward_select(
     candidates : sequence of Head
     scale : (float, float)
         Mean difference between the prompts of discovery and of validation pairs.
-    family : array, ``[pair]``, optional
+    family : array, ``[pair]``
         Of the validation pairs; whole families are flipped.
     rule : Rule
+    recorder : Recorder
+        Keeps the selection as a loop.
+    name : str
+        Of the loop.
 
     Returns
     -------
-    list of Step
-        In order; the heads of accepted steps are the set.
+    heads : list of Head
+        The set, in the order it grew.
+    steps : xarray.Dataset
+        Over ``step``: ``step_heads``, one head, or two that were looked ahead to together;
+        ``step_recovery``, joint recovery of the set with them on discovery pairs; ``step_gain``, what
+        they added to it on validation pairs; ``step_p``, permutation p-value of the gain;
+        ``step_accepted``: the last step is the one that failed, unless no candidate or no room was
+        left.
     """
     level = rule.alpha / 2 if rule.lookahead >= 2 else rule.alpha
-    chosen: list[Head] = []
-    reached: np.ndarray | float = 0.0  # joint effect of the chosen set on validation pairs
-    before = 0.0  # and its mean on discovery pairs
-    steps: list[Step] = []
+    most = rule.max_heads
 
-    def attempt(
-        options: Sequence[tuple[Head, ...]], name: str
-    ) -> tuple[Step, np.ndarray, np.ndarray]:
-        means = discovery([[*chosen, *option] for option in options], name).mean(axis=0)
-        best = int(np.argmax(means))
-        added = options[best]
-        there = validation([[*chosen, *added]], name)[:, 0]
-        gain = there - reached
-        test = stats.sign_flip(
-            gain, cluster=family, n_permutations=rule.n_permutations, seed=rule.seed
-        )
-        share = float(gain.mean() / scale[1])
-        accepted = bool(
-            test.p <= level
-            and share >= rule.min_effect
-            and means[best] - before >= rule.min_effect * scale[0]
-        )
-        step = Step(added, float(means[best] / scale[0]), share, float(test.p), accepted)
-        return step, there, means
+    def grow(step: int, state: xr.Dataset, recorder: Recorder) -> Next:
+        chosen = [k for k in state["chosen"].values.tolist() if k >= 0]
+        reached, before = state["reached"].values, float(state["before"])
 
-    while len(chosen) < rule.max_heads:
-        left = [head for head in candidates if head not in chosen]
-        if not left:
-            break
-        step, there, means = attempt([(head,) for head in left], f"{len(steps)}")
-        room = rule.max_heads - len(chosen)
-        if not step.accepted and rule.lookahead >= 2 and len(left) >= 2 and room >= 2:
+        def attempt(
+            options: Sequence[tuple[int, ...]], end: str
+        ) -> tuple[tuple[int, ...], dict[str, Any], np.ndarray, np.ndarray]:
+            sets = [[candidates[k] for k in (*chosen, *option)] for option in options]
+            means = discovery(sets, f"grow{end}", recorder).mean(axis=0)
+            best = int(np.argmax(means))
+            there = validation([sets[best]], f"stop{end}", recorder)[:, 0]
+            gain = there - reached
+            test = stats.sign_flip(
+                gain, cluster=family, n_permutations=rule.n_permutations, seed=rule.seed
+            )
+            share = float(gain.mean() / scale[1])
+            said = {
+                "step_heads": "+".join(head_name(candidates[k]) for k in options[best]),
+                "step_recovery": float(means[best] / scale[0]),
+                "step_gain": share,
+                "step_p": float(test.p),
+                "step_accepted": test.p <= level
+                and share >= rule.min_effect
+                and means[best] - before >= rule.min_effect * scale[0],
+            }
+            return options[best], said, there, means
+
+        left = [k for k in range(len(candidates)) if k not in chosen]
+        added, said, there, means = attempt([(k,) for k in left], "")
+        room = min(len(left), most - len(chosen))
+        if not said["step_accepted"] and rule.lookahead >= 2 and room >= 2:
             ranked = [left[i] for i in np.argsort(-means, kind="stable")[: rule.lookahead]]
-            step, there, _ = attempt(list(combinations(ranked, 2)), f"{len(steps)}_pairs")
-        steps.append(step)
-        if not step.accepted:
-            break
-        chosen += step.added
-        reached, before = there, step.recovery * scale[0]
-    return steps
+            added, said, there, _ = attempt(list(combinations(ranked, 2)), "_pairs")
+        if not said["step_accepted"]:
+            return Next(state, said, done=True)
+        chosen += added
+        after = {
+            "chosen": np.append(chosen, np.full(most - len(chosen), -1)),
+            "reached": there,
+            "before": said["step_recovery"] * scale[0],
+        }
+        return Next(after, said, done=len(chosen) in (most, len(candidates)))
+
+    first = {
+        "chosen": np.full(most, -1),
+        # joint effect of the chosen set on validation pairs, and its mean on discovery pairs
+        "reached": np.zeros(len(family)),
+        "before": np.zeros(()),
+    }
+    records = xr.Dataset(
+        {
+            "step_heads": ("step", np.full(most, "", dtype=object)),
+            "step_accepted": ("step", np.zeros(most, dtype=bool)),
+            **{f"step_{x}": ("step", np.full(most, np.nan)) for x in ("recovery", "gain", "p")},
+        }
+    )
+    found = recorder.loop(name, first, most, grow, records=records)
+    return [candidates[k] for k in found.state["chosen"].values if k >= 0], found.records

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -12,7 +13,7 @@ import xarray as xr
 from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import Exchange, Swap, Variant
-from refusal_nn.patching._recovery import effects_of
+from refusal_nn.patching._recovery import effects
 from refusal_nn.runs._batches import batches_of, grid_of
 from refusal_nn.tracing import Answers, Passes, Work
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 Head = tuple[int, int]
 """(layer, head)."""
 
-Evaluate = Callable[[Sequence[Sequence[Head]], str], np.ndarray]
-"""Sets of heads, and what to call these exchanges, to what each moves jointly, ``[pair, set]``."""
+Evaluate = Callable[[Sequence[Sequence[Head]], str, "Recorder"], np.ndarray]
+"""Sets of heads, what to call these exchanges, and where to keep them, to what each set moves
+jointly, ``[pair, set]``."""
 
 SETS_PER_BATCH = 64
 """Sets a batch covers: the grain of a resume."""
@@ -44,11 +46,25 @@ def heads_in(model: Model, layers: Iterable[int]) -> list[Head]:
 
 def as_variant(heads: Iterable[Head], positions: Sequence[int] | None) -> Variant:
     """The exchange of some heads' outputs, before the output projection mixes them."""
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in sorted(heads):
-        by_layer.setdefault(layer, []).append(head)
     where = None if positions is None else tuple(positions)
-    return tuple(Swap("z", layer, where, tuple(found)) for layer, found in by_layer.items())
+    return tuple(
+        Swap("z", layer, where, tuple(head for _, head in found))
+        for layer, found in groupby(sorted(heads), key=lambda head: head[0])
+    )
+
+
+def heads_where(grid: xr.DataArray) -> list[Head]:
+    """The heads of which a table ``(layer, head)`` says yes."""
+    there = np.argwhere(grid.transpose("layer", "head").values)
+    return [(int(grid["layer"][i]), int(head)) for i, head in there]
+
+
+def laid_out(
+    said: Mapping[Head, Any], otherwise: Any, layers: Sequence[int], n_heads: int
+) -> np.ndarray:
+    """What is said of some heads and, ``otherwise``, of all others, ``[layer, head]``."""
+    rows = [[said.get((layer, head), otherwise) for head in range(n_heads)] for layer in layers]
+    return np.array(rows, dtype=object if isinstance(otherwise, str) else None)
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,12 @@ class HeadExchanges:
     recorder: Recorder
 
     def moved(
-        self, base: Measured, interchange: str, sets: Sequence[Sequence[Head]], stage: str
+        self,
+        base: Measured,
+        interchange: str,
+        sets: Sequence[Sequence[Head]],
+        stage: str,
+        recorder: Recorder | None = None,
     ) -> np.ndarray:
         """What the exchange of each set moves, in the metric's unit.
 
@@ -82,6 +103,8 @@ class HeadExchanges:
         sets : sequence of sets of heads
             None empty.
         stage : str
+        recorder : Recorder, optional
+            Of a step of a loop, whose stage it is.
 
         Returns
         -------
@@ -107,7 +130,8 @@ class HeadExchanges:
             some, pairs = variants[batches[i]["head_set"]], batches[i]["prompt"]
             layers = sorted({swap.layer for variant in some for swap in variant})
             exchange = Exchange.between(work, contrast, interchange, pairs, ["z"], layers)
-            asked = [p for part in _of_one_start(some) for p in exchange.each(part, self.rows)]
+            of_one_start = groupby(some, key=lambda variant: variant[0].layer)
+            asked = [p for _, part in of_one_start for p in exchange.each([*part], self.rows)]
 
             def collect(answers: Answers) -> xr.Dataset:
                 part = template.isel(batches[i])
@@ -116,16 +140,11 @@ class HeadExchanges:
 
             return collect
 
-        found = self.recorder.stage(stage, template, batches, Passes(base.model, batch))
+        keeper = recorder or self.recorder
+        found = keeper.stage(stage, template, batches, Passes(base.model, batch))
         patched = np.empty((n, m))
         patched[np.ix_(by_length, by_start)] = found["patched_metric"].values.T
-        return effects_of(base, patched, interchange)
-
-    def joint(self, base: Measured, interchange: str, stage: str) -> Evaluate:
-        """:meth:`moved`, for whoever knows what to exchange and a name for it, but not on what."""
-        return lambda sets, name: self.moved(
-            base, interchange, sets, f"{stage}_{interchange}_{name}"
-        )
+        return effects(base, patched, interchange)
 
     def singles(
         self,
@@ -133,22 +152,14 @@ class HeadExchanges:
         interchanges: Sequence[str],
         layers: Sequence[int],
         stage: str = "heads",
-    ) -> np.ndarray:
-        """What each head moves on its own, ``[pair, interchange, layer, head]``."""
+    ) -> xr.DataArray:
+        """What each head moves on its own, ``(prompt, interchange, layer, head)``."""
         sets = [[head] for head in heads_in(base.model, layers)]
         found = [self.moved(base, way, sets, f"{stage}_{way}") for way in interchanges]
         shape = (len(base), len(found), len(layers), base.model.n_heads)
-        return np.stack(found, axis=1).reshape(shape)
-
-
-def _of_one_start(variants: Sequence[Variant]) -> list[list[Variant]]:
-    """Neighbouring variants whose first exchange is at one block."""
-    out: list[list[Variant]] = []
-    last = -1
-    for variant in variants:
-        start = min(swap.layer for swap in variant)
-        if start != last:
-            out.append([])
-            last = start
-        out[-1].append(variant)
-    return out
+        labels = {
+            "interchange": np.array(list(interchanges), dtype=object),
+            "layer": list(layers),
+            "head": np.arange(base.model.n_heads),
+        }
+        return xr.DataArray(np.stack(found, axis=1).reshape(shape), labels, ("prompt", *labels))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from refusal_nn.store.variables import Spec, register
+from functools import partial
 
-_ARDITI = "Arditi et al. 2024"
+from refusal_nn.store.variables import Spec, register, specs
+
 _PATCH = "Heimersheim and Nanda 2024"
-_PLACE = ("interchange", "site", "layer", "position", "head")
-_SHARE = "0 none, 1 all"
+_HEADS = "refusal_nn.patching.refusal_heads"
+_PLACE = "[interchange], [site], [layer], [position], [head]"
+_STEP = "[interchange], step"
+
+_metric = partial(specs, "float", "unit of the metric")
+_share = partial(specs, "float", "0 none, 1 all")
+_probability = partial(specs, "float", "0 to 1")
 
 register(
     Spec(
@@ -20,198 +26,131 @@ register(
         coord=True,
     ),
     Spec("head_set", (), "int", "index", "Set of heads exchanged together", coord=True),
-)
-
-register(
-    Spec(
-        "patched_metric",
-        ("interchange", "head_set", "prompt", "site", "layer", "position", "head"),
-        "float",
-        "unit of the metric",
-        "Metric of the run with one activation of the other prompt's run",
+    *_metric(
         _PATCH,
-        optional=("head_set", *_PLACE),
+        "[interchange], [head_set], prompt, [site], [layer], [position], [head]",
+        patched_metric="Metric of the run with one activation of the other prompt's run",
     ),
-    Spec(
-        "recovery",
-        ("interchange", "prompt", "site", "layer", "position", "head"),
-        "float",
-        _SHARE,
-        "Share of the pair's difference in the metric that the exchanged activation carries over; "
-        "can leave 0 to 1",
+    *_share(
         _PATCH,
-        optional=_PLACE,
+        "[interchange], prompt, [site], [layer], [position], [head]",
+        recovery="Share of the pair's difference in the metric that the exchanged activation carries "
+        "over; can leave 0 to 1",
     ),
-    Spec(
-        "recovery_mean",
+    *_share(
+        _PATCH,
         _PLACE,
-        "float",
-        _SHARE,
-        "Mean effect over mean difference of the pairs; the attrs name the interval",
-        _PATCH,
-        optional=_PLACE,
+        recovery_mean="Mean effect over mean difference of the pairs; the attrs name the interval",
     ),
-    Spec(
-        "head_p",
-        ("interchange", "layer", "head"),
-        "float",
-        "0 to 1",
-        "Permutation p-value of a head's exchange: sign flips of its effects by family",
+    *_probability(
         "refusal_nn.stats.sign_flip",
-        optional=("interchange",),
-    ),
-    Spec(
-        "head_p_adjusted",
-        ("interchange", "layer", "head"),
-        "float",
-        "0 to 1",
-        "The p-value corrected for the number of heads and directions tested",
-        "refusal_nn.stats.sign_flip",
-        optional=("interchange",),
+        "[interchange], layer, head",
+        head_p="Permutation p-value of a head's exchange: sign flips of its effects by family",
+        head_p_adjusted="The p-value corrected for the number of heads and directions tested",
     ),
 )
 
 # the heads that decide to refuse
 register(
-    Spec(
-        "refusal_head",
-        ("layer", "head"),
+    *specs(
         "bool",
         "",
-        "Whether a head was found on the discovery pairs and confirmed on the test pairs",
-        "refusal_nn.patching.refusal_heads",
+        _HEADS,
+        "layer, head",
+        refusal_head="Whether a head was found on the discovery pairs and confirmed on the test pairs",
     ),
-    Spec(
-        "found_by",
-        ("layer", "head"),
+    *specs(
         "string",
         "single | joint | (empty)",
-        "How a head was found: by its own exchange, or only together with others",
-        "refusal_nn.patching.refusal_heads",
+        _HEADS,
+        "layer, head",
+        found_by="How a head was found: by its own exchange, or only together with others",
     ),
-    Spec(
-        "role",
-        ("layer", "head"),
+    *specs(
         "string",
         "gate | amplifier | relay | independent | (empty)",
-        "gate: later refusal heads fall when it is exchanged; amplifier: it falls with an earlier "
+        f"arXiv 2604.04385; {_HEADS}",
+        "layer, head",
+        role="gate: later refusal heads fall when it is exchanged; amplifier: it falls with an earlier "
         "one; relay: both; independent: neither",
-        "arXiv 2604.04385; refusal_nn.patching.refusal_heads",
     ),
-    Spec(
-        "band",
-        ("layer", "head"),
+    *specs(
         "int",
         "index",
-        "Number of the run of neighbouring blocks with refusal heads of one role; -1 for other heads",
-        "refusal_nn.patching.refusal_heads",
+        _HEADS,
+        "layer, head",
+        band="Number of the run of neighbouring blocks with refusal heads of one role; -1 for other "
+        "heads",
     ),
-    Spec(
-        "stability",
-        ("layer", "head"),
-        "float",
-        "0 to 1",
-        "Share of bootstrap resamples of the discovery pairs in which a head is found again by its "
-        "own exchange; higher = more stable",
-        "refusal_nn.patching.refusal_heads",
+    *_probability(
+        _HEADS,
+        "layer, head",
+        stability="Share of bootstrap resamples of the discovery pairs in which a head is found again "
+        "by its own exchange; higher = more stable",
     ),
-    Spec(
-        "direct_attribution",
-        ("prompt", "layer", "head"),
-        "float",
-        "unit of the metric",
-        "What a head's own write adds to the metric past everything in between, clean minus "
-        "corrupted, linearised at the clean run",
+    *_metric(
         "refusal_nn.patching.direct_attribution",
-        optional=("prompt",),
+        "[prompt], layer, head",
+        direct_attribution="What a head's own write adds to the metric past everything in between, "
+        "clean minus corrupted, linearised at the clean run",
     ),
-    Spec(
-        "cascade",
-        ("src", "dst"),
-        "float",
-        "0 to 1",
-        "How much of what head dst's output does for the metric is gone when head src is exchanged: "
-        "0 none, 1 all",
-        "refusal_nn.patching.refusal_heads",
+    *_probability(
+        _HEADS,
+        "src, dst",
+        cascade="How much of what head dst's output does for the metric is gone when head src is "
+        "exchanged: 0 none, 1 all",
     ),
-    Spec(
-        "effect_fallen",
-        ("src", "prompt", "dst"),
-        "float",
-        "unit of the metric",
-        "What of effect_whole goes where head dst has the output that it has with head src exchanged",
-        "refusal_nn.patching.refusal_heads",
+    *_metric(
+        _HEADS,
+        "src, prompt, dst",
+        effect_fallen="What of effect_whole goes where head dst has the output that it has with head "
+        "src exchanged",
     ),
-    Spec(
-        "effect_whole",
-        ("prompt", "dst"),
-        "float",
-        "unit of the metric",
-        "What exchanging head dst moves the metric by, in the harmful and in the harmless run together",
-        "refusal_nn.patching.refusal_heads",
+    *_metric(
+        _HEADS,
+        "prompt, dst",
+        effect_whole="What exchanging head dst moves the metric by, in the harmful and in the harmless "
+        "run together",
     ),
-    Spec(
-        "joint_recovery",
-        ("interchange",),
-        "float",
-        _SHARE,
-        "Recovery when all refusal heads are exchanged together, on test pairs",
-        "refusal_nn.patching.refusal_heads",
+    *_share(
+        _HEADS,
+        "interchange",
+        joint_recovery="Recovery when all refusal heads are exchanged together, on test pairs",
     ),
-    Spec(
-        "control_recovery",
-        ("interchange", "draw"),
-        "float",
-        _SHARE,
-        "The same for as many other heads drawn at random",
-        "refusal_nn.patching.refusal_heads",
+    *_share(
+        _HEADS,
+        "interchange, draw",
+        control_recovery="The same for as many other heads drawn at random",
     ),
-    Spec(
-        "control_p",
-        ("interchange",),
-        "float",
-        "0 to 1",
-        "Share of random sets of heads, the refusal heads counted as one, that recover as much",
-        "refusal_nn.patching.refusal_heads",
+    *_probability(
+        _HEADS,
+        "interchange",
+        control_p="Share of random sets of heads, the refusal heads counted as one, that recover as "
+        "much",
     ),
-    Spec(
-        "step_heads",
-        ("interchange", "step"),
+    *specs(
         "string",
         "",
-        "Heads that a step of the forward selection added, such as a5.h2",
-        "refusal_nn.patching.refusal_heads",
+        _HEADS,
+        _STEP,
+        step_heads="Heads that a step of the forward selection added, such as a5.h2",
     ),
-    Spec(
-        "step_accepted",
-        ("interchange", "step"),
+    *specs(
         "bool",
         "",
-        "Whether the step counts; the first one that does not ends the selection",
-        "refusal_nn.patching.refusal_heads",
+        _HEADS,
+        _STEP,
+        step_accepted="Whether the step counts; the first one that does not ends the selection",
     ),
-    Spec(
-        "step_recovery",
-        ("interchange", "step"),
-        "float",
-        _SHARE,
-        "Joint recovery after the step, on discovery pairs",
-        "refusal_nn.patching.refusal_heads",
+    *_share(
+        _HEADS,
+        _STEP,
+        step_recovery="Joint recovery after the step, on discovery pairs",
+        step_gain="What the step added to the joint recovery, on validation pairs",
     ),
-    Spec(
-        "step_gain",
-        ("interchange", "step"),
-        "float",
-        _SHARE,
-        "What the step added to the joint recovery, on validation pairs",
-        "refusal_nn.patching.refusal_heads",
-    ),
-    Spec(
-        "step_p",
-        ("interchange", "step"),
-        "float",
-        "0 to 1",
-        "Permutation p-value of that gain; the first one above the level ends the selection",
+    *_probability(
         "refusal_nn.stats.sign_flip",
+        _STEP,
+        step_p="Permutation p-value of that gain; the first one above the level ends the selection",
     ),
 )

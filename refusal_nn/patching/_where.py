@@ -59,6 +59,11 @@ def blocks(model: Model, metric: Metric, layers: Sequence[int] | None) -> list[i
     return chosen
 
 
+def from_the_end(positions: Sequence[int] | None) -> list[int] | None:
+    """Positions that :func:`checked_pairs` let pass, ascending; None for all."""
+    return None if positions is None else sorted(int(p) for p in positions)
+
+
 def checked_positions(aligned: AlignedPairs, positions: Sequence[int] | None) -> list[int]:
     """Positions to patch, from the end of the prompt, ascending.
 

@@ -97,6 +97,31 @@ class Spec:
         return ", ".join(f"[{d}]" if d in self.optional else d for d in self.dims) or "(scalar)"
 
 
+def specs(dtype: str, unit: str, source: str, dims: str, /, **summaries: str) -> list[Spec]:
+    """Declarations of variables that differ in name and summary alone.
+
+    Parameters
+    ----------
+    dtype, unit, source
+        As of :class:`Spec`.
+    dims : str
+        With commas, those that may be absent in brackets, as :meth:`Spec.describe_dims` says them.
+    **summaries : str
+        By name.
+
+    Examples
+    --------
+    >>> from refusal_nn.store.variables import specs
+    >>> (spec,) = specs("float", "nats", "", "prompt, [layer]", lens_kl="KL of the lens.")
+    >>> spec.dims, spec.optional
+    (('prompt', 'layer'), ('layer',))
+    """
+    written = dims.split(", ")
+    every = tuple(d.strip("[]") for d in written)
+    absent = tuple(d.strip("[]") for d in written if d.startswith("["))
+    return [Spec(n, every, dtype, unit, text, source, absent) for n, text in summaries.items()]
+
+
 REGISTRY: dict[str, Spec] = {}
 """The variables and coordinates declared so far, by name: those of an analysis with its package.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -257,9 +259,10 @@ def test_exchanges_that_are_not_there_are_named(exchanges, message):
 def test_recovery_of_a_worked_case():
     patched = np.array([[1.0, 4.0], [2.0, 0.0]])
     corrupted, clean = np.array([1.0, 0.0]), np.array([5.0, 4.0])
-    into = effects(patched, corrupted, "sufficiency")
+    base = SimpleNamespace(clean=clean, corrupted=corrupted)
+    into = effects(base, patched, "sufficiency")
     assert into.tolist() == [[0.0, 3.0], [2.0, 0.0]]
-    out = effects(patched, clean, "necessity")
+    out = effects(base, patched, "necessity")
     assert out.tolist() == [[4.0, 1.0], [2.0, 4.0]]
     assert recovery(into, clean - corrupted).tolist() == [[0.0, 0.75], [0.5, 0.0]]
     assert np.isnan(recovery(into, np.array([0.0, 4.0]))[0]).all()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import refusal_nn as rn
+from refusal_nn import patching
 from refusal_nn.attribution import Metric
 from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.models.organisms.planted import ECHOES, LEAK, PLANTED_CIRCUIT, PLANTED_NODES
@@ -121,6 +123,30 @@ def test_the_growth_of_the_set_begins_with_the_gate(study):
     assert steps["step_heads"].sel(step=0).values.tolist() == ["a1.h1", "a1.h1"]
     assert steps["step_accepted"].sel(step=0).all()
     assert not steps["step_accepted"].isel(step=-1).any()
+
+
+@pytest.mark.parametrize("stop", [("grow_sufficiency_1_grow", 1), ("grow_sufficiency", 1)])
+def test_a_search_stopped_while_a_set_grew_ends_the_same(gate, study, tmp_path, stop):
+    def until(*told: object) -> None:
+        if told[:2] == stop:
+            raise InterruptedError
+
+    def search(progress) -> xr.DataTree:
+        keep = rn.Keeping(tmp_path, "run", progress=progress)
+        options = {"n_controls": 0, "max_new_tokens": 0}
+        return rn.record(patching.patch_heads, gate, planted(), **options, keep=keep).tree
+
+    with pytest.raises(InterruptedError):
+        search(until)
+    seen = []
+    resumed = search(lambda stage, done, _: seen.append((stage, done)))
+    assert next(done for stage, done in seen if stage == "grow_sufficiency") == 1
+    assert not any(stage.startswith("grow_sufficiency_0") for stage, _ in seen)
+    xr.testing.assert_equal(
+        resumed["steps"].to_dataset(inherit=False).load().drop_vars("step_p"),
+        study["steps"].to_dataset(inherit=False).drop_vars("step_p"),
+    )
+    assert resumed.attrs["heads"] == study.attrs["heads"]
 
 
 def test_discovery_and_test_pairs_are_different_ones(study):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from refusal_nn.patching._select import Rule, forward_select
-from refusal_nn.patching._sets import Head
+from refusal_nn.patching._sets import Head, head_name
+from refusal_nn.store import MemoryRecorder
 
 HEADS = [(layer, head) for layer in range(4) for head in range(4)]
 RULE = Rule(n_permutations=999)
@@ -20,7 +22,7 @@ def study(value: Value, *, noise: float = 0.02, n: int = 60, seed: int = 0):
     rng = np.random.default_rng(seed)
     seen: dict[frozenset[Head], np.ndarray] = {}
 
-    def evaluate(sets: Sequence[Sequence[Head]], _: str) -> np.ndarray:
+    def evaluate(sets: Sequence[Sequence[Head]], *_: object) -> np.ndarray:
         for s in sets:
             key = frozenset(s)
             seen.setdefault(key, value(key) + noise * rng.normal(size=n))
@@ -29,15 +31,28 @@ def study(value: Value, *, noise: float = 0.02, n: int = 60, seed: int = 0):
     return evaluate
 
 
-def select(value: Value, rule: Rule = RULE, **options: float) -> list:
-    return forward_select(
-        study(value, seed=1, **options),
-        study(value, seed=2, **options),
+def steps_of(*evaluate, rule: Rule, n: int) -> list[SimpleNamespace]:
+    """The steps of a forward selection, one pair a family."""
+    _, table = forward_select(
+        *evaluate,
         HEADS,
         scale=(1.0, 1.0),
-        family=None,
+        family=np.arange(n),
         rule=rule,
+        recorder=MemoryRecorder(),
     )
+    named = {head_name(head): head for head in HEADS}
+    steps = []
+    for i in range(table.sizes["step"]):
+        step = {str(k).removeprefix("step_"): v.item() for k, v in table.isel(step=i).items()}
+        added = tuple(named[name] for name in step.pop("heads").split("+"))
+        steps.append(SimpleNamespace(added=added, **step))
+    return steps
+
+
+def select(value: Value, rule: Rule = RULE, **options: float) -> list:
+    evaluate = (study(value, seed=seed, **options) for seed in (1, 2))
+    return steps_of(*evaluate, rule=rule, n=60)
 
 
 def chosen(steps: list) -> set[Head]:
@@ -99,13 +114,11 @@ def test_heads_without_effect_are_seldom_taken():
     """The selection picks the luckiest head; held-out pairs are not fooled."""
     taken = []
     for seed in range(200):
-        found = forward_select(
+        found = steps_of(
             study(lambda _s: 0.0, noise=1.0, n=30, seed=seed),
             study(lambda _s: 0.0, noise=1.0, n=30, seed=10_000 + seed),
-            HEADS,
-            scale=(1.0, 1.0),
-            family=None,
             rule=Rule(n_permutations=199),
+            n=30,
         )
         taken.append(bool(chosen(found)))
     assert np.mean(taken) <= 0.07
@@ -115,8 +128,6 @@ def test_it_would_be_fooled_on_the_pairs_it_chose_on():
     taken = []
     for seed in range(50):
         same = study(lambda _s: 0.0, noise=1.0, n=30, seed=seed)
-        found = forward_select(
-            same, same, HEADS, scale=(1.0, 1.0), family=None, rule=Rule(n_permutations=199)
-        )
+        found = steps_of(same, same, rule=Rule(n_permutations=199), n=30)
         taken.append(bool(chosen(found)))
     assert np.mean(taken) > 0.3
