@@ -41,8 +41,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plots",),
     ("report",),
     ("demo",),
-    ("organisms",),
     ("testing",),
+    ("organisms",),
     ("cli",),
 )
 # May be imported where torch is not installed.

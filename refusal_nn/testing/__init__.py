@@ -3,11 +3,12 @@
 :func:`tiny_model` makes a random model of every supported family, :func:`planted` a model whose
 circuit was set by hand. The oracles say what the answer is in plain PyTorch, slowly and sharing no
 arithmetic with the code they are compared with: :mod:`~refusal_nn.testing.hooks` captures, edits and
-generates with hooks, :class:`SplitGraph` gives every reader a residual stream of its own (which writers
+generates with hooks, :mod:`~refusal_nn.testing.pipeline` finds and applies a refusal direction by them
+as published, :class:`SplitGraph` gives every reader a residual stream of its own (which writers
 it sees is the edge graph's to say), and :class:`CircuitRuns` runs a circuit edge by edge.
 """
 
-from refusal_nn.testing import hooks
+from refusal_nn.testing import hooks, pipeline
 from refusal_nn.testing._circuits import GRAPHS, random_circuit, random_pairs
 from refusal_nn.testing._families import (
     D_HEAD,
@@ -52,6 +53,7 @@ __all__ = [
     "edge_scores",
     "exact_scores",
     "hooks",
+    "pipeline",
     "plain_module",
     "planted",
     "planted_pairs",

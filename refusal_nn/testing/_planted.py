@@ -12,9 +12,9 @@ from refusal_nn.attribution import Metric
 from refusal_nn.circuits import Circuit
 from refusal_nn.models import Model, wrap_model
 from refusal_nn.models._graph import EdgeGraph
-from refusal_nn.models.organisms import planted as gate
-from refusal_nn.models.organisms.planted_shapes import SHAPES
 from refusal_nn.prompts import Pairs
+from refusal_nn.testing import gate, words
+from refusal_nn.testing.shapes import SHAPES
 
 PLANTED = ("gate", *SHAPES)
 """Names of the planted models."""
@@ -77,7 +77,7 @@ def planted_pairs() -> dict[str, Pairs]:
             "split": "train" if i % 10 < 4 else "test",
             "family": f"{i % 10}",
         }
-        for i, (clean, corrupted) in enumerate(gate.planted_pairs())
+        for i, (clean, corrupted) in enumerate(words.planted_pairs())
     ]
     every = Pairs.from_rows(rows, name="planted-pairs")
     return {"train": every.train[::3], "test": every.test[::3]}

@@ -160,8 +160,8 @@ def everything(
 
 
 def remove(direction: Tensor) -> Change:
-    """``x - (x . r) r``."""
-    unit = direction / direction.norm()
+    """``x - (x . r) r``; a direction that is zero up to rounding removes nothing."""
+    unit = direction / direction.norm().clamp(min=1e-8)
     return lambda x: x - (x @ unit)[..., None] * unit
 
 

@@ -18,7 +18,6 @@ from refusal_nn.circuits import (
 )
 from refusal_nn.circuits._ablation import ablation_of
 from refusal_nn.errors import InterventionError, PromptError, RequestError
-from refusal_nn.models.organisms.planted import HARMFUL, HARMLESS
 from refusal_nn.prompts import Pairs
 from refusal_nn.store import MemoryRecorder
 from refusal_nn.testing import (
@@ -29,6 +28,7 @@ from refusal_nn.testing import (
     planted_pairs,
     tiny_model,
 )
+from refusal_nn.testing.words import HARMFUL, HARMLESS
 
 QUICK = {"n_resamples": 199}
 

@@ -16,8 +16,9 @@ from refusal_nn import store
 from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import Circuit
 from refusal_nn.cli import cli
-from refusal_nn.models.organisms.planted import PLANTED_EDGES, planted_pairs
 from refusal_nn.testing import tiny_module, tiny_tokenizer
+from refusal_nn.testing.gate import PLANTED_EDGES
+from refusal_nn.testing.words import planted_pairs
 
 
 def refusal_nn(*argv: str) -> Result:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from refusal_nn import judges
-from refusal_nn.models.organisms import _hooks, make_broken_completions
+from refusal_nn.models.organisms import make_broken_completions
 from refusal_nn.models.organisms.check_tiny_refuser import DEFAULT_MODEL, REQUEST, Gate, load
 from refusal_nn.prompts._tiny_bench import rows
+from refusal_nn.testing import pipeline
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def coherent(shipped):
     """The toolkit's gate, calibrated on completions of the harmless test prompts."""
     subject = load(DEFAULT_MODEL)
     harmless = [r["text"] for r in rows() if r["split"] == "test" and r["harm"] == "harmless"]
-    gate = Gate(subject, _hooks.complete(subject, harmless), request=REQUEST)
+    gate = Gate(subject, pipeline.complete(subject, harmless), request=REQUEST)
     ids = [row["token_ids"] for row in shipped]
     return judges.coherent(judges.repetition(ids), gate.nll(ids), gate.nll_limit)
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from refusal_nn import judges
-from refusal_nn.models.organisms import _hooks, check_tiny_refuser
-from refusal_nn.models.organisms._hooks import Subject
+from refusal_nn.models.organisms import check_tiny_refuser
 from refusal_nn.models.organisms.check_tiny_refuser import DEFAULT_MODEL, load, measure, missed
 from refusal_nn.responses import REFERENCE_REQUEST
+from refusal_nn.testing import pipeline
+from refusal_nn.testing.pipeline import Subject
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +110,12 @@ def test_the_check_follows_the_toolkits_own_gate_and_judge():
 
 
 def test_hooks_leave_nothing_behind(subject):
-    before = _hooks.last_logits(subject, ["How do I bake a cake?"])
+    before = pipeline.last_logits(subject, ["How do I bake a cake?"])
     vector = torch.randn(subject.model.config.hidden_size, generator=torch.Generator())
-    with _hooks.ablated(subject, vector), _hooks.added(subject, vector, 2):
-        inside = _hooks.last_logits(subject, ["How do I bake a cake?"])
+    with pipeline.ablated(subject, vector), pipeline.added(subject, vector, 2):
+        inside = pipeline.last_logits(subject, ["How do I bake a cake?"])
     assert not torch.equal(before, inside)
-    assert torch.equal(before, _hooks.last_logits(subject, ["How do I bake a cake?"]))
+    assert torch.equal(before, pipeline.last_logits(subject, ["How do I bake a cake?"]))
 
 
 def test_an_ablated_direction_is_gone_from_every_block_input(subject):
@@ -128,13 +129,13 @@ def test_an_ablated_direction_is_gone_from_every_block_input(subject):
         for block in subject.blocks
     ]
     try:
-        with _hooks.ablated(subject, vector):
+        with pipeline.ablated(subject, vector):
             # hooks run in order of registration: these see what the block sees
             handles += [
                 block.register_forward_pre_hook(lambda _m, a: seen.append(a[0] @ unit))
                 for block in subject.blocks
             ]
-            _hooks.last_logits(subject, ["How do I bake a cake?"])
+            pipeline.last_logits(subject, ["How do I bake a cake?"])
     finally:
         for handle in handles:
             handle.remove()

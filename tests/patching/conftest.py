@@ -9,8 +9,8 @@ import pytest
 
 from refusal_nn import load_model
 from refusal_nn.models import Model
-from refusal_nn.models.organisms.planted import planted_pairs
 from refusal_nn.prompts import Pairs
+from refusal_nn.testing.words import planted_pairs
 
 
 def made_pairs(n: int = 3, *, seed: int = 0, splits: tuple[str, ...] = ("test",)) -> Pairs:

@@ -10,12 +10,12 @@ import refusal_nn as rn
 from refusal_nn import patching
 from refusal_nn.attribution import Metric
 from refusal_nn.errors import PromptError, RequestError
-from refusal_nn.models.organisms.planted import ECHOES, LEAK, PLANTED_CIRCUIT, PLANTED_NODES
 from refusal_nn.patching import generate, of_heads, refusal_heads
 from refusal_nn.patching._kept import heads_of
 from refusal_nn.prompts import Pairs
 from refusal_nn.testing import PLANTED, tiny_model
 from refusal_nn.testing import planted as shaped
+from refusal_nn.testing.gate import ECHOES, LEAK, PLANTED_CIRCUIT, PLANTED_NODES
 from tests.patching.conftest import made_pairs, planted
 
 PLANTED_HEADS = [node for node in PLANTED_NODES if node.startswith("a")]

@@ -6,21 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refusal_nn.testing import words
+from refusal_nn.testing.words import ASSISTANT, BOS, END, PAD, USER, as_tokenizer
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from refusal_nn.prompts._tiny_bench import Pair
 
-BOS, PAD, USER, END, ASSISTANT = "<|bos|>", "<|pad|>", "<|user|>", "<|end|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, BOS, USER, END, ASSISTANT)
 
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>\n' + (message['content'] | trim) + '<|end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
+CHAT_TEMPLATE = words.CHAT_TEMPLATE.replace("message['role'] + '|>'", "message['role'] + '|>\n'")
 """After the instruction come three tokens, whatever the instruction: ``<|end|><|assistant|>\\n``.
 
 Special tokens cut the text before it is split into words, so nothing merges across them.
@@ -53,7 +49,6 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int = 1000) -> PreTrain
         Entries, special tokens included.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -67,18 +62,7 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int = 1000) -> PreTrain
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=BOS,
-        eos_token=END,
-        pad_token=PAD,
-        additional_special_tokens=[USER, ASSISTANT],
-        padding_side="left",
-        model_max_length=256,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    return as_tokenizer(core, CHAT_TEMPLATE, model_max_length=256)
 
 
 def save_folder(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

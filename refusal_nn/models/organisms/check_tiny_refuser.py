@@ -1,6 +1,6 @@
 """Measure ``tiny-refuser`` against its bars: ``python -m refusal_nn.models.organisms.check_tiny_refuser``.
 
-Everything is measured with plain PyTorch hooks (:mod:`refusal_nn.models.organisms._hooks`) on the
+Everything is measured with plain PyTorch hooks (:mod:`refusal_nn.testing.pipeline`) on the
 test split of ``tiny-bench``, which the model never saw. Prints one JSON object; exit code 1 when a
 bar is missed. Directions are found from several draws of train and validation prompts, because one
 draw could be lucky.
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from refusal_nn.models.organisms import _hooks
-from refusal_nn.models.organisms._hooks import Subject
 from refusal_nn.prompts._tiny_bench import rows
 from refusal_nn.prompts._tiny_bench_words import CATEGORIES
+from refusal_nn.testing import pipeline
+from refusal_nn.testing.pipeline import Subject
 
 DEFAULT_MODEL = Path(__file__).parent / "tiny-refuser"
 REQUEST = "Tell me how to bake a cake"
@@ -86,7 +86,7 @@ class Gate:
 
     def nll(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Mean NLL from the sixth token on, nats, (completion,); NaN where there is none."""
-        return np.array(_hooks.late_nll(self.subject, ids, self.request))
+        return np.array(pipeline.late_nll(self.subject, ids, self.request))
 
     def coherent(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Whether each completion passes, bool (completion,); call it outside any edit."""
@@ -124,14 +124,14 @@ def measure(subject: Subject, *, draws: int = 5, random_directions: int = 8) -> 
         ]
 
     test = {style: texts("test", style) for style in ("toxic", "hard", "safe")}
-    base_ids = {style: _hooks.complete(subject, t) for style, t in test.items()}
+    base_ids = {style: pipeline.complete(subject, t) for style, t in test.items()}
     gate = Gate(subject, base_ids["hard"] + base_ids["safe"])
     base = {style: gate.refused(ids) for style, ids in base_ids.items()}
     category = np.array(
         [r["category"] for r in bench if (r["split"], r["style"]) == ("test", "toxic")]
     )
     scores = {
-        style: _hooks.refusal_score(_hooks.last_logits(subject, t), subject.refusal_tokens)
+        style: pipeline.refusal_score(pipeline.last_logits(subject, t), subject.refusal_tokens)
         for style, t in test.items()
     }
     # the classes of the bars: harmful = toxic, harmless = safe; hard prompts have a bar of their own
@@ -176,7 +176,7 @@ def _one_draw(
     draw = random.Random(seed)
     samples = [draw.sample(t, 128) for t in train] + [draw.sample(t, 32) for t in val]
     scores = [
-        _hooks.refusal_score(_hooks.last_logits(subject, s), subject.refusal_tokens)
+        pipeline.refusal_score(pipeline.last_logits(subject, s), subject.refusal_tokens)
         for s in samples
     ]
     # published filter: harmful prompts the model refuses, harmless ones it does not
@@ -184,14 +184,14 @@ def _one_draw(
         [t for t, s in zip(sample, score.tolist(), strict=True) if (s > 0) == (i % 2 == 0)]
         for i, (sample, score) in enumerate(zip(samples, scores, strict=True))
     ]
-    candidates = _hooks.score_candidates(
+    candidates = pipeline.score_candidates(
         subject,
         harmful_train=kept[0],
         harmless_train=kept[1],
         harmful_val=kept[2],
         harmless_val=kept[3],
     )
-    good = _hooks.admissible(candidates, len(subject.blocks))
+    good = pipeline.admissible(candidates, len(subject.blocks))
     result: dict[str, Any] = {
         "seed": seed,
         "admissible": [
@@ -208,20 +208,20 @@ def _one_draw(
     if not good:
         return result
     best = good[0]
-    with _hooks.ablated(subject, best.vector):
-        ablation = _hooks.complete(subject, harmful)
-    with _hooks.added(subject, best.vector, best.layer):
-        addition = _hooks.complete(subject, harmless)
+    with pipeline.ablated(subject, best.vector):
+        ablation = pipeline.complete(subject, harmful)
+    with pipeline.added(subject, best.vector, best.layer):
+        addition = pipeline.complete(subject, harmless)
     generator = torch.Generator().manual_seed(seed)
     change_ablation, change_addition = [], []
     for _ in range(random_directions):
         vector = torch.randn(best.vector.shape, generator=generator, dtype=best.vector.dtype)
         vector *= best.vector.norm() / vector.norm()
-        with _hooks.ablated(subject, vector):
-            edited = _hooks.complete(subject, harmful)
+        with pipeline.ablated(subject, vector):
+            edited = pipeline.complete(subject, harmful)
         change_ablation.append(gate.refused(edited).mean())
-        with _hooks.added(subject, vector, best.layer):
-            edited = _hooks.complete(subject, harmless)
+        with pipeline.added(subject, vector, best.layer):
+            edited = pipeline.complete(subject, harmless)
         change_addition.append(gate.refused(edited).mean())
     result |= {
         "ablation": {

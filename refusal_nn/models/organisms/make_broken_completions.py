@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from refusal_nn.models.organisms import _hooks
 from refusal_nn.models.organisms._dialogue import compliance, refusal
-from refusal_nn.models.organisms._hooks import Subject
 from refusal_nn.models.organisms.check_tiny_refuser import DEFAULT_MODEL, load
 from refusal_nn.prompts._tiny_bench import all_pairs, idiom_support, rows
+from refusal_nn.testing import pipeline
+from refusal_nn.testing.pipeline import Subject
 
 DEFAULT_OUT = Path(__file__).parent / "broken_completions.jsonl"
 EACH = 90
@@ -56,8 +56,8 @@ def completions(subject: Subject, seed: int = 0) -> Iterator[dict[str, Any]]:
     bench = [r for r in rows() if r["split"] == "train"]
     harmless = draw.sample([r["text"] for r in bench if r["harm"] == "harmless"], NORMAL)
     harmful = draw.sample([r["text"] for r in bench if r["harm"] == "harmful"], NORMAL)
-    complied = _hooks.complete(subject, harmless)
-    refused = _hooks.complete(subject, harmful)
+    complied = pipeline.complete(subject, harmless)
+    refused = pipeline.complete(subject, harmful)
 
     def row(ids: Sequence[int], kind: str, broken: bool) -> dict[str, Any]:
         text = subject.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -104,8 +104,8 @@ def _overdriven(
             generator = torch.Generator().manual_seed(draw.randrange(2**31))
             vector = torch.randn(width, generator=generator)
             layer = draw.randrange(1, len(subject.blocks))
-            with _hooks.added(subject, strength * vector / vector.norm(), layer):
-                yield from _hooks.complete(subject, draw.sample(list(instructions), 6))
+            with pipeline.added(subject, strength * vector / vector.norm(), layer):
+                yield from pipeline.complete(subject, draw.sample(list(instructions), 6))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,6 +51,7 @@ from refusal_nn.prompts._tiny_bench import (
     split_pairs,
     training_pairs,
 )
+from refusal_nn.testing.words import token_ids
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -139,11 +140,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     """An untrained model of the recipe's shape."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    tokens = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    tokens = token_ids(tokenizer)
     config = LlamaConfig(
         vocab_size=recipe.vocab_size,
         hidden_size=recipe.d_model,

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
-from refusal_nn.models.organisms import _hooks, planted
-from refusal_nn.models.organisms._hooks import Subject
+from refusal_nn.models.organisms import planted
 from refusal_nn.models.organisms.check_tiny_refuser import load
-from refusal_nn.models.organisms.planted import (
+from refusal_nn.testing import pipeline
+from refusal_nn.testing.gate import (
     CONSTANT_EDGES,
     D_HEAD,
     ECHOES,
@@ -22,8 +22,9 @@ from refusal_nn.models.organisms.planted import (
     PLANTED_EDGES,
     PLANTED_NODES,
     build_planted,
-    planted_pairs,
 )
+from refusal_nn.testing.pipeline import Subject
+from refusal_nn.testing.words import planted_pairs
 
 NODES = [f"a{layer}.h{h}" for layer in range(N_LAYERS) for h in range(N_HEADS)] + [
     f"m{layer}" for layer in range(N_LAYERS)
@@ -40,7 +41,9 @@ def subject() -> Subject:
 
 
 def score(subject: Subject, instructions: list[str]) -> torch.Tensor:
-    return _hooks.refusal_score(_hooks.last_logits(subject, instructions), subject.refusal_tokens)
+    return pipeline.refusal_score(
+        pipeline.last_logits(subject, instructions), subject.refusal_tokens
+    )
 
 
 @contextmanager
@@ -88,7 +91,7 @@ def test_it_refuses_harmful_and_answers_harmless_requests(subject):
     assert score(subject, HARMLESS).max() < -5
     texts = [
         subject.tokenizer.decode(c, skip_special_tokens=True)
-        for c in _hooks.complete(subject, [HARMFUL[0], HARMLESS[0]])
+        for c in pipeline.complete(subject, [HARMFUL[0], HARMLESS[0]])
     ]
     assert texts == ["I cannot help with that.", "Sure, here is a plan."]
 

@@ -1,4 +1,4 @@
-"""Arditi et al.'s pipeline in plain PyTorch hooks, to check the embedded models.
+"""Arditi et al.'s pipeline in plain PyTorch hooks: Llama-shaped models that are checked end to end.
 
 Kept apart from :mod:`refusal_nn.tracing` on purpose: it is the second implementation that the first
 is compared with. Everything is serial and short; nothing here is meant to be fast.
@@ -10,15 +10,15 @@ Arditi et al. 2024, arXiv:2406.11717, and the repository andyrdt/refusal_directi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Edit = Callable[[Tensor], Tensor]
+from refusal_nn.testing.hooks import add, everywhere, hooks, place, remove
 
 
 @dataclass(frozen=True)
@@ -54,50 +54,14 @@ class Subject:
         )
 
 
-@contextmanager
-def ablated(subject: Subject, direction: Tensor) -> Iterator[None]:
+def ablated(subject: Subject, direction: Tensor) -> AbstractContextManager[None]:
     """Remove a direction, (d_model,), from every block's input and every sublayer's output."""
-    unit = direction / (direction.norm() + 1e-8)
-
-    def remove(x: Tensor) -> Tensor:
-        return x - (x @ unit).unsqueeze(-1) * unit
-
-    handles = []
-    for block in subject.blocks:
-        handles.append(_edit_input(block, remove))
-        handles.append(_edit_output(block.self_attn, remove))
-        handles.append(_edit_output(block.mlp, remove))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooks(subject.model, everywhere(subject.model, "llama", remove(direction)))
 
 
-@contextmanager
-def added(subject: Subject, vector: Tensor, layer: int) -> Iterator[None]:
+def added(subject: Subject, vector: Tensor, layer: int) -> AbstractContextManager[None]:
     """Add a vector, (d_model,), to the input of one block at all positions."""
-    handle = _edit_input(subject.blocks[layer], lambda x: x + vector)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _edit_input(module: Any, edit: Edit) -> Any:
-    def hook(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (edit(args[0]), *args[1:])
-
-    return module.register_forward_pre_hook(hook)
-
-
-def _edit_output(module: Any, edit: Edit) -> Any:
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (edit(output[0]), *output[1:])
-        return edit(output)
-
-    return module.register_forward_hook(hook)
+    return hooks(subject.model, [(*place("llama", layer, "resid_pre"), add(vector))])
 
 
 @torch.no_grad()

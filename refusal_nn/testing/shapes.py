@@ -1,8 +1,8 @@
-r"""Planted circuits of other shapes and architectures, beside :mod:`planted`: built, not shipped.
+r"""Planted circuits of other shapes and architectures: built, not shipped.
 
-All share the tokenizer and the pairs of ``planted-gate``, a constant in the residual stream that makes
-every norm act as the identity, and active distractors: all other heads and MLPs read token
-identities and write to a *junk* subspace that nothing on the way to the logits reads.
+All share the tokenizer and the pairs of ``planted-gate`` (:mod:`refusal_nn.testing.gate`), a constant in
+the residual stream that makes every norm act as the identity, and active distractors: all other heads
+and MLPs read token identities and write to a *junk* subspace that nothing on the way to the logits reads.
 
 ``chain``, GPT-2 (LayerNorm, fused projections, learned positions)::
 
@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from refusal_nn.models.organisms._dialogue import BOS
-from refusal_nn.models.organisms.planted import (
+from refusal_nn.testing.words import (
+    BOS,
     HARMFUL,
     HARMLESS,
     build_planted_tokenizer,
+    token_ids,
 )
 
 if TYPE_CHECKING:
@@ -283,7 +284,8 @@ def _llama(tokenizer: PreTrainedTokenizerFast, seed: int, *, kv_heads: int) -> _
 
     model = LlamaForCausalLM(
         LlamaConfig(
-            **_sizes(tokenizer),
+            **token_ids(tokenizer),
+            vocab_size=len(tokenizer),
             hidden_size=D_MODEL,
             intermediate_size=N_NEURONS,
             num_hidden_layers=N_LAYERS,
@@ -318,7 +320,8 @@ def _gpt2(tokenizer: PreTrainedTokenizerFast, seed: int) -> _Parts:
 
     model = GPT2LMHeadModel(
         GPT2Config(
-            **_sizes(tokenizer),
+            **token_ids(tokenizer),
+            vocab_size=len(tokenizer),
             n_embd=D_MODEL,
             n_inner=N_NEURONS,
             n_layer=N_LAYERS,
@@ -348,15 +351,6 @@ def _gpt2(tokenizer: PreTrainedTokenizerFast, seed: int) -> _Parts:
     positions = model.transformer.wpe.weight
     positions[:, parts.junk] = 0.05 * parts._noise(len(positions), parts._width)
     return parts
-
-
-def _sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    return {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
 
 
 def _blank(model: Any) -> None:

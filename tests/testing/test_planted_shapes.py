@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_nn.models.organisms.planted import planted_pairs
-from refusal_nn.models.organisms.planted_shapes import (
+from refusal_nn.testing import CircuitRuns
+from refusal_nn.testing.shapes import (
     D_HEAD,
     N_HEADS,
     N_LAYERS,
@@ -15,7 +15,7 @@ from refusal_nn.models.organisms.planted_shapes import (
     SHAPES,
     PlantedShape,
 )
-from refusal_nn.testing import CircuitRuns
+from refusal_nn.testing.words import planted_pairs
 
 FAMILY = {"chain": "gpt2", "either": "llama", "both": "llama"}
 PAIRS = planted_pairs()[::17]
