@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import PromptError, RequestError
 from refusal_nn.models._graph import EdgeGraph, Graph, graph_of
+from refusal_nn.runs._results import IDENTITY
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
+    from refusal_nn.prompts import Pairs
 
-IDENTITY = ("model", "weights_hash")
+MODEL = ("model", "weights_hash")
 """Attrs that say which model a circuit is of, where it was found by running one."""
 
-PROVENANCE = (
-    *IDENTITY,
-    *("revision", "tokenizer_hash", "template_hash", "dtype", "device", "backend"),
-    *("prompts", "prompts_hash"),
-)
+PROVENANCE = (*IDENTITY, "prompts", "prompts_hash")
 """Attrs that say on which model and pairs a circuit was found."""
+
+SCORED = ("d_model", "method", "steps")
+"""Attrs that say, with those of the metric, how edges were scored."""
 
 FOUND_PAIRS, FOUND_FAMILIES = "found_on_pairs", "found_on_families"
 """Attrs that name the pairs a circuit was found on, so that it is not evaluated on them."""
@@ -128,13 +129,15 @@ class Circuit:
         """The kept edges as (writer, reader)."""
         return [(self.graph.src[s], self.graph.dst[d]) for s, d in np.argwhere(self.kept)]
 
-    def check(self, model: Model) -> None:
-        """Refuse to be run on another model.
+    def check(self, model: Model, *pairs: Pairs) -> None:
+        """Refuse to be run on another model, and to be measured on the pairs it was found on.
 
         Raises
         ------
         RequestError
             If the model's graph differs, or it is known to be of another model.
+        PromptError
+            If pairs share a pair or family with those that the attrs name.
         """
         theirs = EdgeGraph.of(model.arch)
         if theirs != self.graph:
@@ -143,12 +146,25 @@ class Circuit:
                 f"{theirs.sizes}; give the model it was found on."
             )
         identity = model.identity()
-        for name in IDENTITY:
+        for name in MODEL:
             known = self.attrs.get(name)
             if known is not None and known != identity[name]:
                 raise RequestError(
                     f"the circuit was found on model {self.attrs.get('model')!r}, which differs from "
                     f"{model.name!r} in {name}; give the model it was found on."
+                )
+        for some in pairs:
+            self._check_unseen(some)
+
+    def _check_unseen(self, pairs: Pairs) -> None:
+        for name, labels in ((FOUND_PAIRS, pairs.pair_id), (FOUND_FAMILIES, pairs.family)):
+            known = set(map(str, self.attrs.get(name, ())))
+            if both := sorted(known & set(map(str, labels))):
+                what = "pair" if name == FOUND_PAIRS else "family"
+                raise PromptError(
+                    f"{pairs.name!r} and the pairs the circuit was found on share {what} {both[0]!r} "
+                    f"({len(both)} in all), so what it does on them says nothing of new ones; give "
+                    "pairs of another split or other families."
                 )
 
     def to_dataset(self) -> xr.Dataset:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import xarray as xr
 from scipy import stats as scipy_stats
 
 from refusal_nn.circuits._circuit import Circuit
-from refusal_nn.circuits._discover import top
-from refusal_nn.circuits._evaluate import ABLATED, MODEL, bench_of, bounded, check_unseen
-from refusal_nn.circuits._faithfulness import FRACTIONS, faithfulness
-from refusal_nn.circuits._measure import measure
+from refusal_nn.circuits._discover import first, size_of, taken
+from refusal_nn.circuits._evaluate import bounded
+from refusal_nn.circuits._faithfulness import FRACTIONS, Scale
+from refusal_nn.circuits._measure import Bench
 from refusal_nn.circuits._nulls import NULLS, strata
+from refusal_nn.circuits._stability import iou
 from refusal_nn.errors import RequestError
 from refusal_nn.stats import adjust
 
@@ -62,46 +63,40 @@ def compare(circuits: Mapping[str, Circuit]) -> xr.Dataset:
     ----------
     Webber et al. 2010, ACM TOIS 28 (rank-biased overlap).
     """
-    names = list(circuits)
     graph = _one_graph(circuits)
-    n = len(names)
-    edge, node = np.eye(n), np.eye(n)
+    names, every = np.array(list(circuits), dtype=object), list(circuits.values())
+    n = len(every)
     correlation, ranked = np.full((n, n), np.nan), np.full((n, n), np.nan)
     at = np.full((len(FRACTIONS), n, n), np.nan)
     p = np.full((len(NULLS), n, n), np.nan)
-    for i, first in enumerate(circuits.values()):
-        for j, second in enumerate(circuits.values()):
-            edge[i, j] = _iou(first.kept, second.kept)
-            node[i, j] = _iou(_node_mask(first), _node_mask(second))
-            if i != j:
-                p[:, i, j] = [overlap_p(graph, first.kept, second.kept, kind=k) for k in NULLS]
-            if first.scores is None or second.scores is None:
-                continue
-            a, b = np.abs(first.scores[graph.mask]), np.abs(second.scores[graph.mask])
-            correlation[i, j] = scipy_stats.spearmanr(a, b).statistic
-            ranked[i, j] = rank_overlap(a, b, depth=max(first.n_kept, second.n_kept, 1))
-            for f, fraction in enumerate(FRACTIONS):
-                size = max(1, int(fraction * graph.n_edges))
-                tops = [top(graph, np.abs(c.scores), size) for c in (first, second)]  # type: ignore[arg-type]
-                at[f, i, j] = _iou(*tops)
-    for k in range(len(NULLS)):
-        above = np.triu_indices(n, 1)
-        p[k][above] = adjust(p[k][above], "holm")
-        p[k].T[above] = p[k][above]
+    size = {i: np.abs(c.scores) for i, c in enumerate(every) if c.scores is not None}
+    for i, j in product(size, repeat=2):
+        a, b = size[i][graph.mask], size[j][graph.mask]
+        correlation[i, j] = scipy_stats.spearmanr(a, b).statistic
+        ranked[i, j] = rank_overlap(a, b, depth=max(every[i].n_kept, every[j].n_kept, 1))
+    if size:
+        order = [taken(graph, rank, "top") for rank in size.values()]
+        for part, fraction in zip(at, FRACTIONS, strict=True):
+            tops = [first(graph, one, max(1, size_of(graph, fraction))) for one in order]
+            part[np.ix_(list(size), list(size))] = iou(np.stack(tops))
+    above = np.triu_indices(n, 1)
+    for k, kind in enumerate(NULLS):
+        chance = [overlap_p(graph, a.kept, b.kept, kind=kind) for a, b in combinations(every, 2)]
+        p[k][above] = p[k].T[above] = adjust(chance, "holm")
     both = ("circuit", "other")
     return xr.Dataset(
         {
-            "iou": (both, edge),
-            "node_iou": (both, node),
+            "iou": (both, iou(np.stack([c.kept for c in every]))),
+            "node_iou": (both, iou(np.stack([np.isin(graph.src, c.nodes) for c in every]))),
             "rank_correlation": (both, correlation),
             "rank_overlap": (both, ranked),
             "iou_at": (("fraction", *both), at),
             "overlap_p": (("null", *both), p),
-            "edges_kept": ("circuit", [c.n_kept for c in circuits.values()]),
+            "edges_kept": ("circuit", [c.n_kept for c in every]),
         },
         coords={
-            "circuit": np.array(names, dtype=object),
-            "other": np.array(names, dtype=object),
+            "circuit": names,
+            "other": names,
             "fraction": list(FRACTIONS),
             "null": np.array(NULLS, dtype=object),
         },
@@ -146,37 +141,23 @@ def cross_faithfulness(
         As :func:`refusal_nn.circuits.evaluate`.
     """
     for circuit in circuits.values():
-        circuit.check(model)
-        for some in pairs.values():
-            check_unseen(circuit, some)
+        circuit.check(model, *pairs.values())
     kept = [c.kept for c in circuits.values()] + [c.complement.kept for c in circuits.values()]
     names = [*circuits, *(f"complement of {name}" for name in circuits)]
     columns: dict[str, list[NDArray[np.float64]]] = {}
     for k, some in enumerate(pairs.values()):
-        bench = bench_of(
-            model,
-            some,
-            metric,
-            ablation=ablation,
-            discovery=discovery,
-            batch_size=batch_size,
-            recorder=recorder,
-        )
-        mask = bench.graph.mask
-        table = measure(
-            bench, f"pairs{k}", [mask, np.zeros_like(mask), *kept], [MODEL, ABLATED, *names]
-        )
-        found = faithfulness(
-            table[2:].T,
-            table[0],
-            table[1],
+        bench = Bench(model, some, metric, ablation, discovery, batch_size, recorder)
+        table = bench.measure(f"pairs{k}", [*bench.ends.values(), *kept], [*bench.ends, *names])
+        scale = Scale(
+            *table[:2],
             cluster=some.family,
             confidence=confidence,
             n_resamples=n_resamples,
             seed=seed,
         )
+        found = scale.faithfulness(table[2:])
         n = len(circuits)
-        for what, part in (("faithfulness", slice(0, n)), ("completeness", slice(n, None))):
+        for what, part in (("faithfulness", slice(n)), ("completeness", slice(n, None))):
             for key, (_, values) in bounded(what, (), found).items():
                 columns.setdefault(key, []).append(values[part])
     return xr.Dataset(
@@ -243,12 +224,3 @@ def _one_graph(circuits: Mapping[str, Any]) -> Graph:
             )
     graph: Graph = first.graph
     return graph
-
-
-def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    union = int((a | b).sum())
-    return float((a & b).sum() / union) if union else math.nan
-
-
-def _node_mask(circuit: Circuit) -> NDArray[np.bool_]:
-    return np.isin(circuit.graph.src, circuit.nodes)

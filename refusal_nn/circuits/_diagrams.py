@@ -7,10 +7,11 @@ input it leads into and its score. Both are text made here, so neither needs a l
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from refusal_nn.circuits._parts import Component, Parts, parts
+from refusal_nn.circuits._parts import Arrow, Component, parts
 from refusal_nn.models._graph import dense
 
 if TYPE_CHECKING:
@@ -68,16 +69,13 @@ def graphml(circuit: Circuit) -> str:
         for name, _ in _NODE_KEYS:
             if (value := getattr(component, name)) is not None:
                 _data(node, f"node_{name}", str(value))
-    for arrow in taken.arrows:
+    ties = [Arrow(f"{kv}--{head}", kv, head, TIE, math.nan) for kv, head in taken.ties]
+    for arrow in (*taken.arrows, *ties):
         edge = ET.SubElement(graph, "edge", id=arrow.edge, source=arrow.src, target=arrow.dst)
         _data(edge, "edge_edge", arrow.edge)
         _data(edge, "edge_reader", arrow.reader)
         if math.isfinite(arrow.score):
             _data(edge, "edge_score", repr(arrow.score))
-    for kv, head in taken.ties:
-        edge = ET.SubElement(graph, "edge", id=f"{kv}--{head}", source=kv, target=head)
-        _data(edge, "edge_edge", f"{kv}--{head}")
-        _data(edge, "edge_reader", TIE)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -106,7 +104,7 @@ def dot(circuit: Circuit) -> str:
         "  edge [arrowsize=0.5];",
     ]
     lines += [f"  // {name}: {' '.join(value.split())}" for name, value in _facts(circuit).items()]
-    for rank in _ranks(taken):
+    for _, rank in groupby(taken.components, key=lambda c: (c.layer, c.kind)):
         names = " ".join(f"{_quoted(c.name)} [shape={_shape(c)}];" for c in rank)
         lines.append(f"  {{ rank=same; {names} }}")
     for arrow in taken.arrows:
@@ -144,13 +142,6 @@ def _clean(text: str) -> str:
 
 def _data(parent: ET.Element, key: str, value: str) -> None:
     ET.SubElement(parent, "data", key=key).text = value
-
-
-def _ranks(taken: Parts) -> list[list[Component]]:
-    ranks: dict[tuple[int, str], list[Component]] = {}
-    for component in taken.components:
-        ranks.setdefault((component.layer or 0, component.kind), []).append(component)
-    return list(ranks.values())
 
 
 def _shape(component: Component) -> str:

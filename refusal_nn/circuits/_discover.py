@@ -9,7 +9,13 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.attribution._summary import each, mean
-from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, PROVENANCE, Circuit
+from refusal_nn.circuits._circuit import (
+    FOUND_FAMILIES,
+    FOUND_PAIRS,
+    PROVENANCE,
+    SCORED,
+    Circuit,
+)
 from refusal_nn.errors import RequestError
 from refusal_nn.models._graph import Graph, graph_of
 
@@ -76,7 +82,10 @@ def discover(
         requested = n
     if not kept.any():
         raise RequestError(_nothing_left(graph, ranked(worth, ranking), rule, requested))
-    attrs: dict[str, Any] = {str(k): v for k, v in scores.attrs.items() if _told(str(k))}
+    told = (*SCORED, *PROVENANCE)
+    attrs: dict[str, Any] = {
+        k: v for k, v in scores.attrs.items() if k in told or str(k).startswith("metric")
+    }
     attrs |= {"rule": rule, "ranking": ranking, "requested": requested}
     if threshold is not None:
         attrs["threshold"] = float(threshold)
@@ -84,12 +93,6 @@ def discover(
         if label in scores.coords:
             attrs[name] = sorted({str(v) for v in np.atleast_1d(scores[label].values)})
     return Circuit(graph, kept, found, attrs)
-
-
-def _told(name: str) -> bool:
-    """Attrs of scores that say what a circuit is of and how its edges were scored."""
-    own = ("d_model", "method", "steps")
-    return name in own or name in PROVENANCE or name.startswith("metric")
 
 
 def choose(
@@ -137,11 +140,6 @@ def first(graph: Graph, order: NDArray[np.int_], n: int) -> NDArray[np.bool_]:
     return kept.reshape(graph.mask.shape)
 
 
-def top(graph: Graph, rank: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
-    """The ``n`` best edges; of equal ones, those that come first in the graph."""
-    return first(graph, taken(graph, rank, "top"), n)
-
-
 def least(graph: Graph, order: NDArray[np.int_], size: int) -> int:
     """How many first edges of an order have to be taken for ``size`` of them to be left, pruned.
 
@@ -166,14 +164,19 @@ def prune(graph: Graph, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     left: NDArray[np.bool_] = kept.copy()
     while True:
         kept = left
-        fed = np.asarray((graph.belongs & kept.any(0)).any(1))
-        fed[0] = True
-        alive = fed & kept.any(1)
-        reading = np.asarray((graph.belongs & alive[:, None]).any(0))
+        writing = alive(graph, kept)[:, None]
+        reading = np.asarray((graph.belongs & writing).any(0))
         reading[-1] = True
-        left = kept & alive[:, None] & reading[None, :]
+        left = kept & writing & reading
         if left.sum() == kept.sum():
             return left
+
+
+def alive(graph: Graph, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Writers that an edge leaves and, the embedding apart, an edge enters, ``[src]``."""
+    fed = np.asarray((graph.belongs & kept.any(0)).any(1))
+    fed[0] = True
+    return np.asarray(fed & kept.any(1))
 
 
 def mean_scores(scores: xr.Dataset) -> tuple[Graph, NDArray[np.float64]]:
@@ -240,25 +243,23 @@ def _greedy(graph: Graph, rank: NDArray[np.float64], n: int) -> NDArray[np.int_]
     """From the logits up: the best edge into what is in already, ``n`` times."""
     order: list[int] = []
     heap: list[tuple[float, int, int]] = []
-    inside = np.zeros(len(graph.src), dtype=bool)
+    inside: set[int] = set()
+    offered: set[int] = set()
 
     def offer(dst: int) -> None:
+        offered.add(dst)
         for s in np.flatnonzero(graph.mask[:, dst]).tolist():
             heapq.heappush(heap, (-float(rank[s, dst]), s, dst))
 
-    offered = {len(graph.dst) - 1}
     offer(len(graph.dst) - 1)
     while heap and len(order) < n:
         _, s, d = heapq.heappop(heap)
         order.append(s * len(graph.dst) + d)
-        if not inside[s]:
-            inside[s] = True
-            for reader in np.flatnonzero(graph.belongs[s]):
-                if (
-                    int(reader) not in offered
-                ):  # heads that share a key-value head share its readers
-                    offered.add(int(reader))
-                    offer(int(reader))
+        if s not in inside:
+            inside.add(s)
+            # heads that share a key-value head share its readers
+            for reader in set(np.flatnonzero(graph.belongs[s]).tolist()) - offered:
+                offer(reader)
     return np.array(order, dtype=int)
 
 

@@ -19,16 +19,16 @@ Mueller et al. 2025 (MIB), circuit localisation track.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from refusal_nn.circuits._discover import supporting
+from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.circuits._discover import alive, supporting
+from refusal_nn.contrasts._metric import KINDS, Metric
 from refusal_nn.errors import RequestError
-from refusal_nn.models._graph import EdgeGraph, dense
-
-if TYPE_CHECKING:
-    from refusal_nn.circuits._circuit import Circuit
+from refusal_nn.models._graph import LOGITS, EdgeGraph, dense
 
 OURS = "refusal_nn"
 """Key of what these files have no place for; their readers ignore it."""
@@ -36,17 +36,22 @@ OURS = "refusal_nn"
 GROUPS = ("same", "any", "all")
 
 _SIZES = {"n_layers": "n_layers", "n_heads": "n_heads", "parallel_attn_mlp": "parallel"}
-_CHECKED = ("model", "weights_hash", "tokenizer_hash")
-_TOLD = (*_CHECKED, "metric")
+_HASHES = ("weights_hash", "tokenizer_hash")
 _METRIC = ("metric_unit", "metric_tokens", "metric_against", "metric_direction", "metric_layer")
 
 
-def to_tree(circuit: Circuit, *, d_model: int, model: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON form: ``cfg``, ``nodes`` and ``edges`` by name.
+def to_tree(
+    circuit: Circuit, *, tensors: bool, d_model: int, model: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a file of a circuit holds.
 
     Parameters
     ----------
     circuit : Circuit
+    tensors : bool
+        The ``.pt`` form: names as lists, ``edges_scores`` (float32, as theirs) and ``edges_in_graph``
+        ``[src, dst]``, loadable with ``weights_only=True``. Else the JSON form: plain data, ``nodes``
+        and ``edges`` by name.
     d_model : int
         Width of the residual stream; EAP-IG needs it in ``cfg``.
     model : mapping
@@ -55,154 +60,239 @@ def to_tree(circuit: Circuit, *, d_model: int, model: Mapping[str, str]) -> dict
     Returns
     -------
     dict
-        Plain data. Without scores an edge has 1 in the circuit and 0 outside, so that the circuit
-        is what the largest scores give.
+        Without scores an edge has 1 in the circuit and 0 outside, so that the circuit is what the
+        largest scores give.
     """
     full, kept, scores = expanded(circuit)
-    nodes = _nodes_kept(full, kept)
+    sizes = {key: getattr(full, attribute) for key, attribute in _SIZES.items()}
+    ours = {
+        "n_kv_heads": dense(circuit.graph).n_kv_heads,
+        "scored": circuit.scores is not None,
+        **({"metric": str(circuit.attrs["metric"])} if "metric" in circuit.attrs else {}),
+        **{key: _plain(circuit.attrs[key]) for key in _METRIC if key in circuit.attrs},
+        **{key: str(model[key]) for key in ("model", *_HASHES) if model.get(key)},
+    }
+    form = _tensors if tensors else _by_name
+    return {"cfg": {**sizes, "d_model": d_model}, **form(full, kept, scores), OURS: ours}
+
+
+def _by_name(full: EdgeGraph, kept: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    nodes = {**dict(zip(full.src, alive(full, kept).tolist(), strict=True)), LOGITS: True}
+    edges = zip(full.edges(), scores[full.mask].tolist(), kept[full.mask].tolist(), strict=True)
     return {
-        "cfg": _config(full, d_model),
-        "nodes": {
-            **{name: {"in_graph": bool(inside)} for name, inside in zip(full.src, nodes, strict=True)},
-            "logits": {"in_graph": True},
-        },
+        "nodes": {name: {"in_graph": inside} for name, inside in nodes.items()},
         "edges": {
-            f"{full.src[s]}->{full.dst[d]}": {
-                "score": float(scores[s, d]),
-                "in_graph": bool(kept[s, d]),
-            }
-            for s, d in np.argwhere(full.mask)
+            f"{src}->{dst}": {"score": score, "in_graph": inside}
+            for (src, dst), score, inside in edges
         },
-        OURS: _ours(circuit, model),
-    }  # fmt: skip
+    }
 
 
-def to_tensors(circuit: Circuit, *, d_model: int, model: Mapping[str, str]) -> dict[str, Any]:
-    """The ``.pt`` form: names as lists, ``edges_scores`` and ``edges_in_graph`` ``[src, dst]``.
-
-    Parameters
-    ----------
-    circuit, d_model, model
-        As :func:`to_tree`.
-
-    Returns
-    -------
-    dict
-        Tensors and plain data, loadable with ``weights_only=True``. Scores are float32, as theirs.
-    """
+def _tensors(full: EdgeGraph, kept: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     import torch
 
-    full, kept, scores = expanded(circuit)
     return {
-        "cfg": _config(full, d_model),
         "src_nodes": list(full.src),
         "dst_nodes": list(full.dst),
         "edges_scores": torch.tensor(scores, dtype=torch.float32),
         "edges_in_graph": torch.tensor(kept),
-        "nodes_in_graph": torch.tensor(_nodes_kept(full, kept)),
-        OURS: _ours(circuit, model),
+        "nodes_in_graph": torch.tensor(alive(full, kept)),
     }
 
 
-def from_tree(
-    tree: Any,
-    graph: EdgeGraph,
-    *,
-    name: str,
-    groups: str,
-    model: Mapping[str, str] | None,
-    d_model: int | None = None,
-) -> Circuit:
-    """The circuit that a JSON tree holds.
+@dataclass(frozen=True)
+class CircuitFile:
+    """A file from strangers, and the model its circuit must be of.
 
-    Parameters
+    Attributes
     ----------
-    tree : object
-        As ``json.loads`` gives it; from strangers.
-    graph : EdgeGraph
-        Of the model it must belong to.
     name : str
-        Name of the file, for messages.
-    groups : {"same", "any", "all"}
-        As :func:`refusal_nn.circuits.read`.
+        Of the file, for messages.
+    tree : object
+        What it holds: as ``json.loads`` gives it, or loaded with ``weights_only=True``.
+    graph : EdgeGraph
+        Of the model.
     model : mapping or None
         Name and hashes the file must not contradict.
     d_model : int or None
         Width of the model's residual stream, which the file must state.
-
-    Raises
-    ------
-    RequestError
-        If the tree is not of this format, or its circuit is of another graph or model.
     """
-    wanted = ("cfg", "nodes", "edges")
-    _need(tree, wanted, name)
-    full = _checked(tree, graph, name, model, d_model)
-    if not isinstance(tree["edges"], dict) or not isinstance(tree["nodes"], dict):
-        raise _wrong(name, "nodes and edges must be objects keyed by name")
-    for node, entry in tree["nodes"].items():
-        neurons = entry.get("neurons", []) if isinstance(entry, dict) else None
-        if not isinstance(neurons, list):
-            raise _wrong(name, f"node {node!r} must be an object, and its neurons a list")
-        if not all(neurons):
-            raise _neurons(name, node)
-    kept = np.zeros(full.mask.shape, dtype=bool)
-    scores = np.where(full.mask, 0.0, np.nan)
-    index = {f"{full.src[s]}->{full.dst[d]}": (int(s), int(d)) for s, d in np.argwhere(full.mask)}
-    for edge, entry in tree["edges"].items():
-        if edge not in index:
-            raise _wrong(name, f"it has an edge {edge!r} that its graph has not")
+
+    name: str
+    tree: Any
+    graph: EdgeGraph
+    model: Mapping[str, str] | None = None
+    d_model: int | None = None
+
+    def circuit(self, *, tensors: bool, groups: str) -> Circuit:
+        """The circuit that the file holds.
+
+        Parameters
+        ----------
+        tensors : bool
+            Whether it is of the ``.pt`` form.
+        groups : {"same", "any", "all"}
+            As :func:`refusal_nn.circuits.read`.
+
+        Raises
+        ------
+        RequestError
+            If the tree is not of this format, or its circuit is of another graph or model.
+        """
+        names = ("src_nodes", "dst_nodes", "edges_scores", "edges_in_graph")
+        keys = ("cfg", *(names if tensors else ("nodes", "edges")))
+        missing = [k for k in keys if not isinstance(self.tree, dict) or k not in self.tree]
+        if missing:
+            raise self._wrong(f"it holds no {' and no '.join(missing)}")
+        self._check_model()
+        full, column, _ = expand(self.graph)
+        kept, scores = self._of_tensors(full) if tensors else self._of_names(full)
+        if bad := int((~np.isfinite(scores[full.mask])).sum()):
+            raise self._wrong(f"it holds {bad} scores of edges that are not finite")
+        kept, scores = self._folded(full, column, kept, scores, groups)
+        attrs = {"source": self.name, "d_model": self.tree["cfg"]["d_model"]}
+        ours = self._ours
+        attrs |= {k: str(ours[k]) for k in ("model", *_HASHES, "metric") if k in ours}
+        attrs |= {key: ours[key] for key in _METRIC if key in ours}
+        if {"metric", "metric_tokens", "metric_against"} <= set(ours):
+            attrs |= self._metric()
+        if ours.get("scored") is False:
+            return Circuit(self.graph, kept, None, attrs)
+        return Circuit(self.graph, kept, supporting(scores, str(ours.get("metric"))), attrs)
+
+    @property
+    def _ours(self) -> dict[str, Any]:
+        held = self.tree.get(OURS)
+        return held if isinstance(held, dict) else {}
+
+    def _check_model(self) -> None:
+        """Refuse a file whose graph, width or hashes are not the model's."""
+        cfg = self.tree["cfg"]
+        if not isinstance(cfg, dict) or not all(isinstance(cfg.get(k), int) for k in _SIZES):
+            raise self._wrong(f"its cfg must give {', '.join(_SIZES)}")
+        width = cfg.get("d_model")
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise self._wrong(f"d_model of its cfg is {width!r}, not a whole number of at least 1")
+        mine = {key: getattr(self.graph, attribute) for key, attribute in _SIZES.items()}
+        theirs = {key: type(mine[key])(cfg[key]) for key in _SIZES}
+        if self.d_model is not None:
+            mine["d_model"], theirs["d_model"] = self.d_model, width
+        if "n_kv_heads" in self._ours:
+            mine["n_kv_heads"] = self.graph.n_kv_heads
+            theirs["n_kv_heads"] = self._ours["n_kv_heads"]
+        differing = [f"{k} {theirs[k]} (model: {mine[k]})" for k in mine if mine[k] != theirs[k]]
+        if differing:
+            raise RequestError(
+                f"circuit file {self.name!r} is of another model: {', '.join(differing)}; give the "
+                "model it was made from."
+            )
+        model = self.model or {}
+        for key in _HASHES:
+            found, wanted = self._ours.get(key), model.get(key)
+            if found and wanted and found != wanted:
+                raise RequestError(
+                    f"circuit file {self.name!r} is of another model: it was made from "
+                    f"{str(self._ours.get('model', 'one'))!r}, whose {key} differs from that of "
+                    f"{str(model.get('model', 'this model'))!r}; give the model it was made from."
+                )
+
+    def _of_names(self, full: EdgeGraph) -> tuple[np.ndarray, np.ndarray]:
+        """Kept edges and scores of the JSON form, ``[src, dst]`` of the full graph."""
+        nodes, edges = self.tree["nodes"], self.tree["edges"]
+        if not isinstance(edges, dict) or not isinstance(nodes, dict):
+            raise self._wrong("nodes and edges must be objects keyed by name")
+        for node, entry in nodes.items():
+            neurons = entry.get("neurons", []) if isinstance(entry, dict) else None
+            if not isinstance(neurons, list):
+                raise self._wrong(f"node {node!r} must be an object, and its neurons a list")
+            if not all(neurons):
+                raise self._neurons(node)
+        kept = np.zeros(full.mask.shape, dtype=bool)
+        scores = np.where(full.mask, 0.0, np.nan)
+        index = {f"{src}->{dst}": full.index(src, dst) for src, dst in full.edges()}
+        for edge, entry in edges.items():
+            if edge not in index:
+                raise self._wrong(f"it has an edge {edge!r} that its graph has not")
+            try:
+                inside, score = entry["in_graph"], float(entry["score"])
+            except (TypeError, KeyError, ValueError):
+                why = f"edge {edge!r} needs a number 'score' and 'in_graph'"
+                raise self._wrong(why) from None
+            if not isinstance(inside, bool):
+                raise self._wrong(f"'in_graph' of edge {edge!r} is {inside!r}, not true or false")
+            kept[index[edge]], scores[index[edge]] = inside, score
+        return kept, scores
+
+    def _of_tensors(self, full: EdgeGraph) -> tuple[np.ndarray, np.ndarray]:
+        """Kept edges and scores of the ``.pt`` form, ``[src, dst]`` of the full graph."""
+        import torch
+
+        tree = self.tree
+        for key, names in (("src_nodes", full.src), ("dst_nodes", full.dst)):
+            if not isinstance(tree[key], list) or list(map(str, tree[key])) != names:
+                raise self._wrong(
+                    f"{key} are not the nodes of the graph that cfg describes, in order"
+                )
+        for key in ("edges_scores", "edges_in_graph"):
+            if not isinstance(tree[key], torch.Tensor) or tree[key].shape != full.mask.shape:
+                raise self._wrong(f"{key} must be a tensor of shape {full.mask.shape}")
+        neurons = tree.get("neurons_in_graph")
+        if neurons is not None and not bool(torch.as_tensor(neurons).bool().all()):
+            raise self._neurons("some node")
+        # EAP-IG's node-level selection also switches on entries where no edge can be
+        kept = tree["edges_in_graph"].detach().cpu().bool().numpy() & full.mask
+        scores = tree["edges_scores"].detach().cpu().double().numpy()
+        return kept, np.where(full.mask, scores, np.nan)
+
+    def _folded(
+        self,
+        full: EdgeGraph,
+        column: np.ndarray,
+        kept: np.ndarray,
+        scores: np.ndarray,
+        groups: str,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Kept edges and scores ``[src, dst]`` of the model's graph, whose heads share inputs."""
+        read = _read_heads(full, column, kept)
+        folded_kept = np.zeros(self.graph.mask.shape, dtype=bool)
+        folded = np.where(self.graph.mask, 0.0, np.nan)
+        for reader, dst in enumerate(self.graph.dst):
+            here = np.flatnonzero(column == reader)
+            inside = kept[:, here[read[here]]]
+            mixed = inside.any(1) & ~inside.all(1)
+            if mixed.any() and groups == "same":
+                raise RequestError(
+                    f"circuit file {self.name!r} keeps the edge from {full.src[int(mixed.argmax())]} "
+                    f"to the {dst[-2]} input of only some of {', '.join(self.graph.src_of(dst))}, "
+                    "which share it in this model; read it with groups='any' to keep such edges or "
+                    "groups='all' to drop them."
+                )
+            folded_kept[:, reader] = inside.all(1) if groups == "all" else inside.any(1)
+            folded[:, reader] = scores[:, here].sum(1)
+        return folded_kept, folded
+
+    def _metric(self) -> dict[str, Any]:
+        """Attributes of the metric the file names, found to be one."""
+        if self._ours["metric"] not in KINDS:
+            raise self._wrong(
+                f"its metric is {self._ours['metric']!r}, not one of {', '.join(KINDS)}"
+            )
         try:
-            inside, score = entry["in_graph"], float(entry["score"])
-        except (TypeError, KeyError, ValueError):
-            raise _wrong(name, f"edge {edge!r} needs a number 'score' and 'in_graph'") from None
-        if not isinstance(inside, bool):
-            raise _wrong(name, f"'in_graph' of edge {edge!r} is {inside!r}, not true or false")
-        kept[index[edge]], scores[index[edge]] = inside, score
-    return _circuit(tree, graph, full, kept, scores, name=name, groups=groups)
+            return Metric.from_attrs(self._ours).to_attrs()
+        except (TypeError, ValueError) as error:
+            raise self._wrong(f"its metric cannot be read ({error})") from None
 
+    def _wrong(self, why: str) -> RequestError:
+        return RequestError(
+            f"{self.name!r} is no circuit file as EAP-IG writes them: {why}; export it again from "
+            "there, or with `refusal-nn circuit export`."
+        )
 
-def from_tensors(
-    tree: Any,
-    graph: EdgeGraph,
-    *,
-    name: str,
-    groups: str,
-    model: Mapping[str, str] | None,
-    d_model: int | None = None,
-) -> Circuit:
-    """The circuit that a ``.pt`` file holds, loaded with ``weights_only=True``.
-
-    Parameters
-    ----------
-    tree, graph, name, groups, model, d_model
-        As :func:`from_tree`.
-
-    Raises
-    ------
-    RequestError
-        As :func:`from_tree`.
-    """
-    import torch
-
-    _need(tree, ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph"), name)
-    full = _checked(tree, graph, name, model, d_model)
-    for key, ours in (("src_nodes", full.src), ("dst_nodes", full.dst)):
-        if not isinstance(tree[key], list) or list(map(str, tree[key])) != ours:
-            raise _wrong(name, f"{key} are not the nodes of the graph that cfg describes, in order")
-    arrays = {}
-    for key in ("edges_scores", "edges_in_graph"):
-        value = tree[key]
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != full.mask.shape:
-            raise _wrong(name, f"{key} must be a tensor of shape {full.mask.shape}")
-        arrays[key] = value.detach().cpu()
-    neurons = tree.get("neurons_in_graph")
-    if neurons is not None and not bool(torch.as_tensor(neurons).bool().all()):
-        raise _neurons(name, "some node")
-    # EAP-IG's node-level selection also switches on entries where no edge can be
-    kept = arrays["edges_in_graph"].bool().numpy() & full.mask
-    scores = np.where(full.mask, arrays["edges_scores"].double().numpy(), np.nan)
-    return _circuit(tree, graph, full, kept, scores, name=name, groups=groups)
+    def _neurons(self, node: str) -> RequestError:
+        return RequestError(
+            f"circuit file {self.name!r} keeps only some neurons of {node}; circuits here are made of "
+            "whole heads and MLPs, so give an edge-level circuit."
+        )
 
 
 def expand(graph: EdgeGraph) -> tuple[EdgeGraph, np.ndarray, np.ndarray]:
@@ -255,152 +345,11 @@ def _read_heads(full: EdgeGraph, column: np.ndarray, kept: np.ndarray) -> np.nda
     All heads of a group that share an input if nothing reads any of them.
     """
     read = dict(zip(full.src, np.asarray(kept.any(axis=1)), strict=True))
-    alive = np.array([read.get(name[:-3], True) for name in full.dst], dtype=bool)
-    some = np.bincount(column, weights=alive) > 0
-    return np.asarray(alive | ~some[column])
-
-
-def _nodes_kept(full: EdgeGraph, kept: np.ndarray) -> np.ndarray:
-    """Writers that an edge leaves and, input apart, an edge enters: ``[src]`` bool."""
-    read = np.asarray((full.belongs & np.asarray(kept.any(0))[None, :]).any(1))
-    read[0] = True
-    return np.asarray(kept.any(1) & read)
-
-
-def _config(full: EdgeGraph, d_model: int) -> dict[str, Any]:
-    return {
-        "n_layers": full.n_layers,
-        "n_heads": full.n_heads,
-        "parallel_attn_mlp": full.parallel,
-        "d_model": int(d_model),
-    }
-
-
-def _ours(circuit: Circuit, model: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "n_kv_heads": dense(circuit.graph).n_kv_heads,
-        "scored": circuit.scores is not None,
-        **({"metric": str(circuit.attrs["metric"])} if "metric" in circuit.attrs else {}),
-        **{key: _plain(circuit.attrs[key]) for key in _METRIC if key in circuit.attrs},
-        **{key: str(model[key]) for key in _CHECKED if model.get(key)},
-    }
+    here = np.array([read.get(name[:-3], True) for name in full.dst], dtype=bool)
+    some = np.bincount(column, weights=here) > 0
+    return np.asarray(here | ~some[column])
 
 
 def _plain(value: Any) -> Any:
     """Lists and numbers of Python's own, as attributes may come back from a store as arrays."""
     return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _need(tree: Any, keys: tuple[str, ...], name: str) -> None:
-    missing = [k for k in keys if not isinstance(tree, dict) or k not in tree]
-    if missing:
-        raise _wrong(name, f"it holds no {' and no '.join(missing)}")
-
-
-def _checked(
-    tree: Mapping[str, Any],
-    graph: EdgeGraph,
-    name: str,
-    model: Mapping[str, str] | None,
-    d_model: int | None,
-) -> EdgeGraph:
-    """The graph the file describes, found to be the model's."""
-    cfg = tree["cfg"]
-    if not isinstance(cfg, dict) or not all(isinstance(cfg.get(k), int) for k in _SIZES):
-        raise _wrong(name, f"its cfg must give {', '.join(_SIZES)}")
-    width = cfg.get("d_model")
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        raise _wrong(name, f"d_model of its cfg is {width!r}, not a whole number of at least 1")
-    ours = {key: getattr(graph, attribute) for key, attribute in _SIZES.items()}
-    theirs = {key: type(ours[key])(cfg[key]) for key in _SIZES}
-    if d_model is not None:
-        ours["d_model"], theirs["d_model"] = d_model, width
-    ours_too = tree.get(OURS)
-    ours_too = ours_too if isinstance(ours_too, dict) else {}
-    if "n_kv_heads" in ours_too:
-        ours["n_kv_heads"], theirs["n_kv_heads"] = graph.n_kv_heads, ours_too["n_kv_heads"]
-    differing = [f"{k} {theirs[k]} (model: {ours[k]})" for k in ours if ours[k] != theirs[k]]
-    if differing:
-        raise RequestError(
-            f"circuit file {name!r} is of another model: {', '.join(differing)}; give the model it "
-            "was made from."
-        )
-    for key in _CHECKED if model else ():
-        found, wanted = ours_too.get(key), (model or {}).get(key)
-        if key != "model" and found and wanted and found != wanted:
-            raise RequestError(
-                f"circuit file {name!r} is of another model: it was made from "
-                f"{str(ours_too.get('model', 'one'))!r}, whose {key} differs from that of "
-                f"{str((model or {}).get('model', 'this model'))!r}; give the model it was made from."
-            )
-    return expand(graph)[0]
-
-
-def _circuit(
-    tree: Mapping[str, Any],
-    graph: EdgeGraph,
-    full: EdgeGraph,
-    kept: np.ndarray,
-    scores: np.ndarray,
-    *,
-    name: str,
-    groups: str,
-) -> Circuit:
-    from refusal_nn.circuits._circuit import Circuit
-
-    if bad := int((~np.isfinite(scores[full.mask])).sum()):
-        raise _wrong(name, f"it holds {bad} scores of edges that are not finite")
-    _, column, _ = expand(graph)
-    alive = _read_heads(full, column, kept)
-    folded_kept = np.zeros(graph.mask.shape, dtype=bool)
-    folded = np.where(graph.mask, 0.0, np.nan)
-    for reader in range(len(graph.dst)):
-        here = np.flatnonzero(column == reader)
-        inside = kept[:, here[alive[here]]]
-        mixed = inside.any(1) & ~inside.all(1)
-        if mixed.any() and groups == "same":
-            src, dst = full.src[int(np.flatnonzero(mixed)[0])], graph.dst[reader]
-            heads = ", ".join(h for h in graph.src_of(dst))
-            raise RequestError(
-                f"circuit file {name!r} keeps the edge from {src} to the {dst[-2]} input of only some "
-                f"of {heads}, which share it in this model; read it with groups='any' to keep such "
-                "edges or groups='all' to drop them."
-            )
-        folded_kept[:, reader] = inside.all(1) if groups == "all" else inside.any(1)
-        folded[:, reader] = scores[:, here].sum(1)
-    ours = tree.get(OURS)
-    ours = ours if isinstance(ours, dict) else {}
-    attrs = {"source": name, "d_model": tree["cfg"]["d_model"]}
-    attrs |= {key: str(ours[key]) for key in _TOLD if key in ours}
-    attrs |= {key: ours[key] for key in _METRIC if key in ours}
-    if "metric" in ours and {"metric_tokens", "metric_against"} <= set(ours):
-        attrs |= _metric(ours, name)
-    if ours.get("scored") is False:
-        return Circuit(graph, folded_kept, None, attrs)
-    return Circuit(graph, folded_kept, supporting(folded, str(ours.get("metric"))), attrs)
-
-
-def _metric(ours: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Attributes of the metric the file names, found to be one."""
-    from refusal_nn.contrasts._metric import KINDS, Metric
-
-    if ours["metric"] not in KINDS:
-        raise _wrong(name, f"its metric is {ours['metric']!r}, not one of {', '.join(KINDS)}")
-    try:
-        return Metric.from_attrs(ours).to_attrs()
-    except (TypeError, ValueError) as error:
-        raise _wrong(name, f"its metric cannot be read ({error})") from None
-
-
-def _wrong(name: str, why: str) -> RequestError:
-    return RequestError(
-        f"{name!r} is no circuit file as EAP-IG writes them: {why}; export it again from there, or "
-        "with `refusal-nn circuit export`."
-    )
-
-
-def _neurons(name: str, node: str) -> RequestError:
-    return RequestError(
-        f"circuit file {name!r} keeps only some neurons of {node}; circuits here are made of whole "
-        "heads and MLPs, so give an edge-level circuit."
-    )

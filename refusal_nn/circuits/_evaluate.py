@@ -8,23 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.circuits._ablation import ablation_of
 from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, Circuit
 from refusal_nn.circuits._discover import choose, size_of, supporting
-from refusal_nn.circuits._faithfulness import (
-    FRACTIONS,
-    check_difference,
-    cmd,
-    cpr,
-    faithfulness,
-)
-from refusal_nn.circuits._measure import Bench, measure
+from refusal_nn.circuits._faithfulness import FRACTIONS, Scale
+from refusal_nn.circuits._measure import Bench
 from refusal_nn.circuits._nulls import NULLS, check_nulls, p_value, random_circuits
-from refusal_nn.contrasts import Contrast
-from refusal_nn.errors import PromptError, RequestError
-from refusal_nn.prompts import overlaps
+from refusal_nn.errors import RequestError
 from refusal_nn.stats._clusters import checked_confidence
-from refusal_nn.store import MemoryRecorder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,72 +25,8 @@ if TYPE_CHECKING:
     from refusal_nn.stats import Estimate
     from refusal_nn.store import Recorder
 
-MODEL, ABLATED = "model", "ablated"
-RANKING_OF = {"cpr": "signed", "cmd": "absolute"}
+RANKINGS = ("signed", "absolute")
 """MIB ranks edges by signed score for CPR, by size for CMD."""
-
-
-def bench_of(
-    model: Model,
-    pairs: Pairs,
-    metric: Metric,
-    *,
-    ablation: str = "resample",
-    discovery: Pairs | None = None,
-    batch_size: int | None = None,
-    recorder: Recorder | None = None,
-) -> Bench:
-    """What circuits of a model are measured on; checks that the pairs are new and fit.
-
-    Raises
-    ------
-    PromptError
-        If the pairs share a prompt or family with the discovery pairs, are not aligned, or are
-        longer than the discovery prompts of a mean ablation.
-    RequestError
-        If the metric or the ablation does not fit.
-    """
-    if discovery is not None:
-        check_apart(discovery, pairs)
-    contrast = Contrast(model, pairs, metric)
-    rec = recorder if recorder is not None else MemoryRecorder()
-    values = ablation_of(model, ablation, discovery, batch_size=batch_size, recorder=rec)
-    values.check(contrast.aligned.lengths)
-    return Bench(contrast, values, recorder=rec, batch_size=batch_size)
-
-
-def check_apart(seen: Pairs, pairs: Pairs) -> None:
-    """Refuse pairs that share something with those a circuit was found, or its size chosen, on.
-
-    Raises
-    ------
-    PromptError
-        If they share a prompt or family.
-    """
-    if found := overlaps(seen.prompts(), pairs.prompts()):
-        raise PromptError(
-            f"{found[0]}, so what a circuit does on them says nothing of new ones; give pairs of another "
-            "split or other families."
-        )
-
-
-def check_unseen(circuit: Circuit, pairs: Pairs) -> None:
-    """Refuse pairs that a circuit was found on, where its attrs say which those are.
-
-    Raises
-    ------
-    PromptError
-        If they share a pair or family, whatever ``discovery`` says.
-    """
-    for name, labels in ((FOUND_PAIRS, pairs.pair_id), (FOUND_FAMILIES, pairs.family)):
-        known = set(map(str, circuit.attrs.get(name, ())))
-        if both := sorted(known & set(map(str, labels))):
-            what = "pair" if name == FOUND_PAIRS else "family"
-            raise PromptError(
-                f"{pairs.name!r} and the pairs the circuit was found on share {what} {both[0]!r} "
-                f"({len(both)} in all), so what it does on them says nothing of new ones; give pairs of "
-                "another split or other families."
-            )
 
 
 def evaluate(
@@ -173,8 +99,7 @@ def evaluate(
     Hanna et al. 2024 (faithfulness); Marks et al. 2024 (completeness); Mueller et al. 2025, MIB
     (CPR, CMD); Shi et al. 2024 (random reference circuits).
     """
-    circuit.check(model)
-    check_unseen(circuit, pairs)
+    circuit.check(model, pairs)
     check_nulls(nulls, draws)
     checked_confidence(confidence)
     if n_resamples < 1:
@@ -183,50 +108,37 @@ def evaluate(
         raise RequestError(
             "the circuit has no scores to make circuits of other sizes from; leave the grid out."
         )
-    bench = bench_of(
-        model,
-        pairs,
-        metric,
-        ablation=ablation,
-        discovery=discovery,
-        batch_size=batch_size,
-        recorder=recorder,
+    bench = Bench(model, pairs, metric, ablation, discovery, batch_size, recorder)
+    named = {**bench.ends, "circuit": circuit.kept, "complement": circuit.complement.kept}
+    table = bench.measure("circuits", [*named.values()], [*named])
+    whole, nothing, alone, rest = table
+    scale = Scale(
+        whole,
+        nothing,
+        positive=metric.signed,
+        cluster=pairs.family,
+        confidence=confidence,
+        n_resamples=n_resamples,
+        seed=seed,
     )
-    options = {
-        "cluster": pairs.family,
-        "confidence": confidence,
-        "n_resamples": n_resamples,
-        "seed": seed,
-    }
-    graph = bench.graph
-    named = {
-        MODEL: graph.mask,
-        ABLATED: np.zeros_like(graph.mask),
-        "circuit": circuit.kept,
-        "complement": circuit.complement.kept,
-    }
-    table = measure(bench, "circuits", list(named.values()), list(named))
-    whole, nothing = table[0], table[1]
-    check_difference(whole, nothing, positive=metric.signed, **options)
-    found = faithfulness(table[2], whole, nothing, **options)
-    rest = faithfulness(table[3], whole, nothing, **options)
-    labels = bench.labels()
+    found = scale.faithfulness(alone)
     root = xr.Dataset(
         {
             "circuit_metric": (("circuit", "prompt"), table),
             **bounded("faithfulness", (), found),
-            **bounded("completeness", (), rest),
+            **bounded("completeness", (), scale.faithfulness(rest)),
         },
-        coords={"circuit": np.array(list(named), dtype=object), **labels},
+        coords={"circuit": np.array(list(named), dtype=object), **bench.labels()},
     )
     groups: dict[str, xr.Dataset] = {}
     if grid:
-        groups["grid"], areas = _grid(bench, circuit, whole, nothing, labels, options)
+        groups["grid"], areas = _grid(bench, scale, circuit)
         root = root.assign(areas)
     if nulls:
-        groups["null"] = _null(bench, circuit, nulls, draws, whole, nothing, labels, found, seed)
+        drawn = np.stack([random_circuits(circuit, draws, kind=k, seed=seed) for k in nulls])
+        groups["null"] = _null(bench, scale, nulls, drawn, found.value)
     if minimality:
-        groups["minimality"] = _minimality(bench, circuit, table[2], whole, nothing, options)
+        groups["minimality"] = _minimality(bench, scale, circuit, alone)
     root.attrs = {
         **{k: v for k, v in circuit.attrs.items() if k not in (FOUND_PAIRS, FOUND_FAMILIES)},
         **bench.attrs(),
@@ -244,100 +156,72 @@ def bounded(name: str, dims: Sequence[str], found: Estimate) -> dict[str, Any]:
     return {key: (tuple(dims), np.asarray(value, dtype=float)) for key, value in values.items()}
 
 
-def _grid(
-    bench: Bench,
-    circuit: Circuit,
-    whole: NDArray[np.float64],
-    nothing: NDArray[np.float64],
-    labels: dict[str, Any],
-    options: dict[str, Any],
-) -> tuple[xr.Dataset, dict[str, Any]]:
-    graph = bench.graph
+def _grid(bench: Bench, scale: Scale, circuit: Circuit) -> tuple[xr.Dataset, dict[str, Any]]:
     assert circuit.scores is not None
-    worth = supporting(circuit.scores, bench.metric.kind)
-    rankings = list(RANKING_OF.values())
+    graph, worth = bench.graph, supporting(circuit.scores, bench.metric.kind)
     kept = np.array(
         [
             [choose(graph, worth, n=size_of(graph, p), ranking=ranking) for p in FRACTIONS]
-            for ranking in rankings
+            for ranking in RANKINGS
         ]
     )
-    shape = kept.shape[:2]
-    names = [f"{ranking} {p:g}" for ranking in rankings for p in FRACTIONS]
-    table = measure(bench, "grid", list(kept.reshape(-1, *graph.mask.shape)), names)
-    curves = table.reshape(*shape, -1)
-    found = faithfulness(np.moveaxis(curves, -1, 0), whole, nothing, **options)
+    names = [f"{ranking} {p:g}" for ranking in RANKINGS for p in FRACTIONS]
+    curves = bench.measure("grid", kept, names)
     dims = ("ranking", "fraction")
     grid = xr.Dataset(
         {
             "circuit_metric": ((*dims, "prompt"), curves),
             "edges_kept": (dims, kept.sum((2, 3))),
-            **bounded("faithfulness", dims, found),
+            **bounded("faithfulness", dims, scale.faithfulness(curves)),
         },
         coords={
-            "ranking": np.array(rankings, dtype=object),
+            "ranking": np.array(RANKINGS, dtype=object),
             "fraction": list(FRACTIONS),
-            **labels,
+            **bench.labels(),
         },
     )
-    areas: dict[str, Any] = {}
-    for name, area in (("cpr", cpr), ("cmd", cmd)):
-        curve = curves[rankings.index(RANKING_OF[name])].T
-        areas |= bounded(name, (), area(curve, whole, nothing, FRACTIONS, **options))
-    return grid, areas
+    signed, absolute = curves
+    return grid, bounded("cpr", (), scale.cpr(signed)) | bounded("cmd", (), scale.cmd(absolute))
 
 
 def _null(
     bench: Bench,
-    circuit: Circuit,
+    scale: Scale,
     nulls: Sequence[str],
-    draws: int,
-    whole: NDArray[np.float64],
-    nothing: NDArray[np.float64],
-    labels: dict[str, Any],
-    found: Estimate,
-    seed: int,
+    drawn: NDArray[np.bool_],
+    observed: float,
 ) -> xr.Dataset:
-    drawn = np.stack([random_circuits(circuit, draws, kind=k, seed=seed) for k in nulls])
-    names = [f"{kind} {i}" for kind in nulls for i in range(draws)]
-    table = measure(bench, "null", list(drawn.reshape(-1, *bench.graph.mask.shape)), names)
-    table = table.reshape(len(nulls), draws, -1)
-    values = (table - nothing).mean(-1) / (whole - nothing).mean()
+    """Random circuits ``[null, draw, src, dst]``, and whether they do as well."""
+    names = [f"{kind} {i}" for kind in nulls for i in range(drawn.shape[1])]
+    table = bench.measure("null", drawn, names)
+    values = (table - scale.nothing).mean(-1) / scale.total.mean()
     dims = ("null", "draw")
     return xr.Dataset(
         {
             "circuit_metric": ((*dims, "prompt"), table),
             "edges_kept": (dims, drawn.sum((2, 3))),
             "faithfulness": (dims, values),
-            "p_value": ("null", np.array([p_value(found.value, row) for row in values])),
+            "p_value": ("null", [p_value(observed, row) for row in values]),
         },
-        coords={"null": np.array(list(nulls), dtype=object), "draw": np.arange(draws), **labels},
+        coords={
+            "null": np.array(list(nulls), dtype=object),
+            "draw": np.arange(drawn.shape[1]),
+            **bench.labels(),
+        },
     )
 
 
 def _minimality(
-    bench: Bench,
-    circuit: Circuit,
-    alone: NDArray[np.float64],
-    whole: NDArray[np.float64],
-    nothing: NDArray[np.float64],
-    options: dict[str, Any],
+    bench: Bench, scale: Scale, circuit: Circuit, alone: NDArray[np.float64]
 ) -> xr.Dataset:
-    at = np.argwhere(circuit.kept)
-    without = []
-    for s, d in at:
-        kept = circuit.kept.copy()
-        kept[s, d] = False
-        without.append(kept)
     edges = circuit.edges()
-    table = measure(bench, "minimality", without, [f"without {s}->{d}" for s, d in edges])
+    without = np.repeat(circuit.kept[None], len(edges), axis=0)
+    without[np.arange(len(edges)), *np.nonzero(circuit.kept)] = False
+    table = bench.measure("minimality", without, [f"without {s}->{d}" for s, d in edges])
     # what is lost is a ratio of means too
-    lost = faithfulness((alone - table + nothing).T, whole, nothing, **options)
+    lost = scale.faithfulness(alone - table + scale.nothing)
+    src, dst = np.array(edges, dtype=object).T
     return xr.Dataset(
         bounded("edge_effect", ("edge",), lost),
-        coords={
-            "edge": np.arange(len(edges)),
-            "src": ("edge", np.array([s for s, _ in edges], dtype=object)),
-            "dst": ("edge", np.array([d for _, d in edges], dtype=object)),
-        },
+        coords={"edge": np.arange(len(edges)), "src": ("edge", src), "dst": ("edge", dst)},
     )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from refusal_nn.circuits import _diagrams, _eap_ig, _neuronpedia
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import EdgeGraph
 from refusal_nn.store._disk import write_atomically, writing
 
 if TYPE_CHECKING:
-    from refusal_nn.attribution import EdgeGraph
     from refusal_nn.circuits._circuit import Circuit
     from refusal_nn.models import Model
 
@@ -83,10 +83,9 @@ def export(
                 "the EAP-IG formats state the width of the residual stream, which this circuit does "
                 "not know; pass d_model."
             )
-        if kind == "eap-ig-pt":
-            data = _as_pt(_eap_ig.to_tensors(circuit, d_model=int(width), model=known))
-        else:
-            data = _as_json(_eap_ig.to_tree(circuit, d_model=int(width), model=known), indent=None)
+        tensors = kind == "eap-ig-pt"
+        tree = _eap_ig.to_tree(circuit, tensors=tensors, d_model=int(width), model=known)
+        data = _as_pt(tree) if tensors else _as_json(tree, indent=None)
     elif kind == "neuronpedia":
         data = _as_json(_neuronpedia.to_tree(circuit, name=target.stem, model=known), indent=1)
     else:
@@ -128,7 +127,10 @@ def read(path: str | Path, of: EdgeGraph | Model, *, groups: str = "same") -> Ci
     if groups not in _eap_ig.GROUPS:
         raise RequestError(f"groups is {groups!r}; choose {', '.join(_eap_ig.GROUPS)}.")
     source = Path(path)
-    graph, identity, width = _target(of)
+    belongs: dict[str, Any] = {"graph": of}
+    if not isinstance(of, EdgeGraph):
+        identity = {k: str(v) for k, v in of.identity().items()}
+        belongs = {"graph": EdgeGraph.of(of.arch), "model": identity, "d_model": of.d_model}
     try:
         data = source.read_bytes()
     except OSError as error:
@@ -140,9 +142,9 @@ def read(path: str | Path, of: EdgeGraph | Model, *, groups: str = "same") -> Ci
         raise RequestError(
             f"{source.name!r} is a drawing: {kind} is only written; give a .json or .pt file."
         )
-    take = _eap_ig.from_tensors if kind == "eap-ig-pt" else _eap_ig.from_tree
-    tree = _load_pt(source) if kind == "eap-ig-pt" else _load_json(data, source)
-    return take(tree, graph, name=source.name, groups=groups, model=identity, d_model=width)
+    tensors = kind == "eap-ig-pt"
+    tree = _load_pt(source) if tensors else _load_json(data, source)
+    return _eap_ig.CircuitFile(source.name, tree, **belongs).circuit(tensors=tensors, groups=groups)
 
 
 def _format_of(path: Path, given: str | None) -> str:
@@ -154,15 +156,6 @@ def _format_of(path: Path, given: str | None) -> str:
             f"{', '.join(FORMATS)}."
         )
     return str(kind)
-
-
-def _target(of: EdgeGraph | Model) -> tuple[EdgeGraph, dict[str, str] | None, int | None]:
-    from refusal_nn.attribution import EdgeGraph
-
-    if isinstance(of, EdgeGraph):
-        return of, None, None
-    identity = {k: str(v) for k, v in of.identity().items()}
-    return EdgeGraph.of(of.arch), identity, of.d_model
 
 
 def _as_json(tree: Any, *, indent: int | None) -> bytes:

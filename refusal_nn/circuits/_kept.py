@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from refusal_nn.attribution import Metric
-from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, Circuit
+from refusal_nn.circuits._circuit import FOUND_FAMILIES, FOUND_PAIRS, MODEL, SCORED, Circuit
 from refusal_nn.circuits._compare import compare, cross_faithfulness
 from refusal_nn.circuits._discover import discover
-from refusal_nn.circuits._evaluate import check_apart, evaluate
-from refusal_nn.circuits._nulls import check_nulls
+from refusal_nn.circuits._evaluate import evaluate
+from refusal_nn.circuits._measure import check_apart
 from refusal_nn.circuits._sizes import smallest
 from refusal_nn.circuits._stability import stability
+from refusal_nn.contrasts import Metric
+from refusal_nn.contrasts._contrast import SIDES
 from refusal_nn.errors import RequestError
-from refusal_nn.models._graph import graph_of
 from refusal_nn.prompts import Pairs
+from refusal_nn.prompts._pairs import PAIR_COLUMNS
 from refusal_nn.runs import analysis
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.store import Recorder, Run
 
-_TEXTS = ("clean_text", "corrupted_text")
 _CARRIED = (
-    "model",
-    "weights_hash",
-    "d_model",
-    "method",
-    "steps",
-    "rule",
-    "ranking",
-    "requested",
-    "threshold",
-    "target",
-    FOUND_PAIRS,
-    FOUND_FAMILIES,
+    *MODEL,
+    *SCORED,
+    *("rule", "ranking", "requested", "threshold", "target"),
+    *(FOUND_PAIRS, FOUND_FAMILIES),
 )
 
 
@@ -115,13 +108,14 @@ def discover_circuit(
     WorkError
         If no circuit reaches the target.
     """
+    size: dict[str, Any] = {"edges": edges, "fraction": fraction, "threshold": threshold}
+    of_target = {"ablation": ablation, "confidence": confidence, "batch size": batch_size}
     if (target is None) != (pairs is None):
         raise RequestError(
             "a target faithfulness and the pairs to measure it on go together; give both or neither."
         )
-    if target is not None and any(v is not None for v in (edges, fraction, threshold)):
+    if target is not None and any(v is not None for v in size.values()):
         raise RequestError("the size is either given or found from a target; leave one out.")
-    of_target = {"ablation": ablation, "confidence": confidence, "batch size": batch_size}
     if target is None and (given := [k for k, v in of_target.items() if v is not None]):
         raise RequestError(
             f"{given[0]} has no effect on a circuit of a given size; leave it out, or give a target "
@@ -131,9 +125,7 @@ def discover_circuit(
     groups: dict[str, xr.Dataset] = {"/discovery": texts(found_on)}
     attrs: dict[str, Any] = {}
     if target is None:
-        circuit = discover(
-            scores, edges=edges, fraction=fraction, threshold=threshold, rule=rule, ranking=ranking
-        )
+        circuit = discover(scores, **size, rule=rule, ranking=ranking)
     else:
         if model is None or pairs is None:
             raise RequestError("a target faithfulness is measured, which needs the model; give it.")
@@ -219,7 +211,6 @@ def evaluate_circuit(
     PromptError
         If the pairs share a prompt or family with those it was found or its size was chosen on.
     """
-    check_nulls(nulls, draws)
     found = circuit_of(circuit)
     tree = evaluate(
         model,
@@ -289,8 +280,6 @@ def compare_circuits(
     named = {str(c.attrs.get("name", i)): circuit_of(c) for i, c in enumerate(circuits)}
     if len(named) < len(circuits):
         raise RequestError("a run is named twice; compare different circuits.")
-    if not circuits:
-        raise RequestError("comparing needs at least two circuits, got 0.")
     groups = {"/": compare(named)}
     if not pairs:
         if ablation is not None or batch_size is not None:
@@ -324,11 +313,11 @@ def compare_circuits(
 
 def circuit_of(found: Run | xr.DataTree) -> Circuit:
     """The circuit of a ``circuit-discover`` run, with its model and metric in its attrs."""
-    ds = (found if isinstance(found, xr.DataTree) else found.tree).to_dataset().load()
-    own = {k: v for k, v in ds.attrs.items() if str(k).startswith("metric")}
-    kept = {name: ds.attrs[name] for name in _CARRIED if name in ds.attrs}
-    ds.attrs = {**own, **kept, **graph_of(ds.attrs).to_attrs()}
-    return Circuit.from_dataset(ds)
+    tree = found if isinstance(found, xr.DataTree) else found.tree
+    circuit = Circuit.from_dataset(tree.to_dataset().load())
+    attrs = {k: v for k, v in circuit.attrs.items() if k.startswith("metric")}
+    attrs |= {name: circuit.attrs[name] for name in _CARRIED if name in circuit.attrs}
+    return replace(circuit, attrs=attrs)
 
 
 def pairs_of(table: xr.Dataset, name: str) -> Pairs:
@@ -339,22 +328,19 @@ def pairs_of(table: xr.Dataset, name: str) -> Pairs:
     RequestError
         If it holds none.
     """
-    if any(t not in table for t in _TEXTS):
+    names = {c: f"{c}_text" if c in SIDES else c for c in PAIR_COLUMNS}
+    if any(names[side] not in table for side in SIDES):
         raise RequestError(
-            f"the {name} run does not say which pairs it was made from (no {' or '.join(_TEXTS)}); "
-            "make it again."
+            f"the {name} run does not say which pairs it was made from (no "
+            f"{' or '.join(names[side] for side in SIDES)}); make it again."
         )
-    columns = {
-        "clean": table["clean_text"].values.tolist(),
-        "corrupted": table["corrupted_text"].values.tolist(),
-        **{c: table[c].values.tolist() for c in ("category", "split", "family")},
-    }
+    columns = {c: table[variable].values.tolist() for c, variable in names.items()}
     return Pairs(columns, name=f"the {name} pairs")
 
 
 def texts(pairs: Pairs) -> xr.Dataset:
     """Both texts of each pair, with its labels."""
-    return pairs.to_dataset()[list(_TEXTS)].drop_attrs(deep=False)
+    return pairs.to_dataset().drop_attrs(deep=False)
 
 
 def check_new(circuit: xr.DataTree, pairs: Pairs) -> Pairs:

@@ -24,11 +24,10 @@ from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
     from refusal_nn.circuits._circuit import Circuit
+    from refusal_nn.models._graph import EdgeGraph
 
 COLUMN = "all positions"
 """The one entry of ``prompt_tokens``: what stands in for the tokens of a prompt."""
-
-EMBEDDING = "E_0_0"
 
 
 def to_tree(circuit: Circuit, *, name: str, model: Mapping[str, str]) -> dict[str, Any]:
@@ -65,10 +64,10 @@ def to_tree(circuit: Circuit, *, name: str, model: Mapping[str, str]) -> dict[st
             "Neuronpedia's viewer opens no graph without a node above layer 0, and this circuit has "
             "none; export it as GraphML or DOT instead."
         )
-    ids = {c.name: _id(c, full.n_layers, full.n_heads) for c in taken.components}
+    nodes = {c.name: _node(c, full) for c in taken.components}
     weights: dict[tuple[str, str], float] = {}
     for arrow in taken.arrows:
-        pair = ids[arrow.src], ids[arrow.dst]
+        pair = nodes[arrow.src]["node_id"], nodes[arrow.dst]["node_id"]
         weights[pair] = weights.get(pair, 0.0) + arrow.score
     label = str(model.get("model", "model"))
     return {
@@ -89,42 +88,31 @@ def to_tree(circuit: Circuit, *, name: str, model: Mapping[str, str]) -> dict[st
         },
         "qParams": {
             "linkType": "both",
-            "pinnedIds": [ids[c.name] for c in taken.components],
+            "pinnedIds": [node["node_id"] for node in nodes.values()],
             "clickedId": "",
             "supernodes": [],
             "sg_pos": "",
         },
-        "nodes": [_node(c, ids[c.name], full.n_layers, full.n_heads) for c in taken.components],
+        "nodes": list(nodes.values()),
         "links": [{"source": s, "target": t, "weight": w} for (s, t), w in weights.items()],
     }
 
 
-def _id(component: Component, n_layers: int, n_heads: int) -> str:
-    if component.kind == "input":
-        return EMBEDDING
-    if component.kind == "logits":
-        return f"{n_layers}_0_0"
-    return f"{component.layer}_{_number(component, n_heads)}_0"
-
-
-def _number(component: Component, n_heads: int) -> int:
-    """Heads count from 0; the MLP comes after the last one."""
-    return n_heads if component.head is None else component.head
-
-
-def _node(component: Component, node_id: str, n_layers: int, n_heads: int) -> dict[str, Any]:
-    kinds = {"input": "embedding", "logits": "logit"}
-    layer = {"input": "E", "logits": str(n_layers)}.get(component.kind, str(component.layer))
-    # the viewer reads a probability out of the label of every logit node
-    clerp = "Output: the metric (p=1)" if component.kind == "logits" else component.name
+def _node(component: Component, full: EdgeGraph) -> dict[str, Any]:
+    bars = {"input": ("E", "embedding"), "logits": (str(full.n_layers), "logit")}
+    layer, kind = bars.get(component.kind, (str(component.layer), "unknown"))
+    feature = 0
+    if component.layer is not None:  # heads count from 0; the MLP comes after the last one
+        feature = full.n_heads if component.head is None else component.head
     return {
-        "node_id": node_id,
-        "feature": 0 if component.layer is None else _number(component, n_heads),
+        "node_id": f"{layer}_{feature}_0",
+        "feature": feature,
         "layer": layer,
         "ctx_idx": 0,
-        "feature_type": kinds.get(component.kind, "unknown"),
-        "jsNodeId": f"{node_id.rsplit('_', 1)[0]}-0",
-        "clerp": clerp,
+        "feature_type": kind,
+        "jsNodeId": f"{layer}_{feature}-0",
+        # the viewer reads a probability out of the label of every logit node
+        "clerp": "Output: the metric (p=1)" if kind == "logit" else component.name,
         "influence": None,
         "activation": None,
     }

@@ -15,11 +15,14 @@ import numpy as np
 
 from refusal_nn.circuits._discover import supporting
 from refusal_nn.errors import RequestError
+from refusal_nn.models._graph import INPUT, LOGITS
 
 if TYPE_CHECKING:
     from refusal_nn.attribution import EdgeGraph
 
-INPUT, LOGITS = "input", "logits"
+_ORDER = (INPUT, "kv", "head", "mlp", LOGITS)
+"""Kinds of component of one layer, in topological order."""
+
 _HEAD = re.compile(r"a(\d+)\.h(\d+)(?:<([qkv])>)?\Z")
 _MLP = re.compile(r"m(\d+)\Z")
 
@@ -108,12 +111,13 @@ def parts(
     grouped = graph.group > 1
     against = supporting(values, metric) < 0
     arrows = []
+    found: set[Component] = set()
     for (s, d), value, bad in zip(at, values, against, strict=True):
         src, dst = graph.src[s], graph.dst[d]
         component, reader = reader_of(dst, grouped=grouped)
+        found |= {component, reader_of(src, grouped=grouped)[0]}
         arrows.append(Arrow(f"{src}->{dst}", src, component.name, reader, float(value), bool(bad)))
-    names = {name for arrow in arrows for name in (arrow.src, arrow.dst)}
-    components = tuple(c for c in _all(graph) if c.name in names)
+    components = tuple(sorted(found, key=_place))
     ties = tuple(
         (kv.name, head.name)
         for kv in components
@@ -148,16 +152,7 @@ def reader_of(name: str, *, grouped: bool) -> tuple[Component, str]:
     return Component(f"a{layer}.h{head}", "head", layer, head), reader
 
 
-def _all(graph: EdgeGraph) -> list[Component]:
-    """Every component the graph could have, in topological order."""
-    found: dict[str, Component] = {INPUT: Component(INPUT, INPUT)}
-    grouped = graph.group > 1
-    keys = [name for name in graph.dst if name.endswith("<k>")] if grouped else []
-    for layer in range(graph.n_layers):
-        here = [name for name in keys if name.startswith(f"a{layer}.")]
-        here += [f"a{layer}.h{head}<q>" for head in range(graph.n_heads)] + [f"m{layer}"]
-        for name in here:
-            component, _ = reader_of(name, grouped=grouped)
-            found[component.name] = component
-    found[LOGITS] = Component(LOGITS, LOGITS)
-    return list(found.values())
+def _place(component: Component) -> tuple[bool, int, int, int]:
+    """What components are sorted by to be in topological order."""
+    layer, head = component.layer or 0, component.head or 0
+    return component.kind == LOGITS, layer, _ORDER.index(component.kind), head

@@ -12,7 +12,6 @@ from refusal_nn.models._blocks import block_places
 from refusal_nn.tracing import Batch, Capture, Handle, Ref, Work
 
 if TYPE_CHECKING:
-    from refusal_nn.contrasts import Metric
     from refusal_nn.models import Model
     from refusal_nn.models._graph import EdgeGraph
 
@@ -42,39 +41,6 @@ def ask_sources(work: Work, batch: Batch, *, total: bool = False) -> Handle:
     return work.forward(batch, captures, after=after)
 
 
-def ask_circuits(
-    work: Work,
-    graph: EdgeGraph,
-    batch: Batch,
-    kept: np.ndarray,
-    metric: Metric,
-    *,
-    ablated: Handle | Means | None,
-    after: tuple[str, dict[str, Any]] | None = None,
-) -> Handle:
-    """Several circuits on the same pairs, in one pass.
-
-    Parameters
-    ----------
-    work : Work
-    graph : EdgeGraph
-    batch : Batch
-        The clean prompts, once; the pass has ``len(kept)`` times its rows, circuit first.
-    kept : array, ``[circuit, src, dst]`` bool
-    metric : Metric
-        Decides what is read, and so where the reader ``logits`` is.
-    ablated : Handle, dict or None
-        What excluded edges carry: the writers that a run of the same pairs holds
-        (:func:`ask_sources`), given tensors aligned at the last token, or zero.
-    after : (str, dict), optional
-        What is made of the capture ``readout``, see :func:`refusal_nn.tracing.forward_request`.
-    """
-    model = work.model
-    excluded = ~np.asarray(kept, dtype=bool)
-    edits = _edits(model, graph, batch, excluded, ablated, metric.reads_after(model))
-    return work.forward(batch.repeat(len(kept)), [metric.readout(model)], edits, after=after)
-
-
 def bytes_per_row(model: Model, graph: EdgeGraph, width: int) -> int:
     """What one (circuit, pair) row needs beside the model's own activations, at its peak."""
     heads = graph.readers_per_layer + graph.n_heads
@@ -82,32 +48,51 @@ def bytes_per_row(model: Model, graph: EdgeGraph, width: int) -> int:
     return int(vectors * width * model.d_model * (8 if model.dtype == torch.float64 else 4))
 
 
-def _edits(
+def circuit_edits(
     model: Model,
     graph: EdgeGraph,
     batch: Batch,
-    excluded: np.ndarray,
-    ablated: Handle | Means | None,
+    kept: np.ndarray,
     depth: int,
+    *,
+    ablated: Handle | Means | None,
 ) -> list[Edit]:
-    circuits = len(excluded)
-    blocks = block_places(model)
+    """What makes one pass that of several circuits on the same pairs.
+
+    Parameters
+    ----------
+    model : Model
+    graph : EdgeGraph
+    batch : Batch
+        The clean prompts, once; the pass has ``len(kept)`` times its rows, circuit first.
+    kept : array, ``[circuit, src, dst]`` bool
+    depth : int
+        Blocks before what the metric reads, and so where the reader ``logits`` is.
+    ablated : Handle, dict or None
+        What excluded edges carry: the writers that a run of the same pairs holds
+        (:func:`ask_sources`), given tensors aligned at the last token, or zero.
+    """
+    excluded = ~np.asarray(kept, dtype=bool)
     size = 8 if model.dtype == torch.float64 else 4
-    every = len(graph.src) * circuits * batch.ids.numel() * model.d_model * size
-    common = {"circuits": circuits, "cache": every <= _CACHE_BYTES}
+    every = len(graph.src) * len(excluded) * batch.ids.numel() * model.d_model * size
+    common = {"circuits": len(excluded), "cache": every <= _CACHE_BYTES}
     edits: list[Edit] = []
 
     def add(layer: int, site: str, operation: str, plain: dict[str, Any]) -> None:
         edits.append(Edit(layer, site, operation, {}, plain=plain))
 
     def record(layer: int, site: str, name: str, place: dict[str, Any] | None) -> None:
-        value = _value(ablated, name, None if name == "input" else layer)
+        value: Ref | torch.Tensor | None = None
+        if isinstance(ablated, Handle):
+            value = ablated.held(name, layer=None if name == "input" else layer)
+        elif ablated is not None:
+            value = ablated[name][layer]
         number = {"input": 0, "z": 1, "mlp": 1 + graph.n_heads}[name]
         writers = [number + layer * graph.writers_per_layer, len(graph.src)]
         plain = {**common, "value": value, "place": place, "writers": writers}
         add(layer, site, "record_writer", plain)
 
-    for layer, places in enumerate(blocks[:depth]):
+    for layer, places in enumerate(block_places(model)[:depth]):
         first = layer * graph.readers_per_layer
         mlp = first + graph.readers_per_layer - 1
         add(layer, "resid_pre", "record_residual", {"add": False})
@@ -127,8 +112,9 @@ def _edits(
         record(layer, "z", "z", places["writer"])
         if not graph.parallel:
             add(layer, "attn_out", "record_residual", {"add": True})
+        norm = places["mlp_norm"] and str(places["mlp_norm"]["path"])
         seen = _excluded(graph, excluded, mlp, mlp + 1)
-        add(layer, "mlp_in", "read_stream", {"excluded": seen, "norm": _path(places["mlp_norm"])})
+        add(layer, "mlp_in", "read_stream", {"excluded": seen, "norm": norm})
         record(layer, "mlp_out", "mlp", None)
     add(depth - 1, "resid_post", "record_residual", {"add": False})
     seen = _excluded(graph, excluded, len(graph.dst) - 1, len(graph.dst))
@@ -141,17 +127,3 @@ def _excluded(graph: EdgeGraph, excluded: np.ndarray, start: int, stop: int) -> 
     """``[circuit, reader, writer]`` of neighbouring readers, which see the same writers."""
     seen = int(graph.prefix[start])
     return torch.from_numpy(excluded[:, :seen, start:stop].transpose(0, 2, 1).copy())
-
-
-def _value(
-    ablated: Handle | Means | None, name: str, layer: int | None
-) -> Ref | torch.Tensor | None:
-    if ablated is None:
-        return None
-    if isinstance(ablated, Handle):
-        return ablated.held(name, layer=layer)
-    return ablated[name][layer or 0]
-
-
-def _path(norm: dict[str, Any] | None) -> str | None:
-    return None if norm is None else str(norm["path"])

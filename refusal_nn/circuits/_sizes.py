@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +11,8 @@ import xarray as xr
 
 from refusal_nn.circuits._circuit import Circuit
 from refusal_nn.circuits._discover import choose, supporting
-from refusal_nn.circuits._evaluate import ABLATED, MODEL, bench_of, check_unseen
-from refusal_nn.circuits._faithfulness import check_difference, faithfulness
-from refusal_nn.circuits._measure import Bench, measure
+from refusal_nn.circuits._faithfulness import Scale
+from refusal_nn.circuits._measure import Bench
 from refusal_nn.errors import PromptError, RequestError, WorkError
 from refusal_nn.stats._clusters import checked_confidence
 
@@ -120,123 +120,68 @@ def smallest(
                 "lower end could reach the target; give pairs of more families, or confidence None to "
                 "go by the estimate."
             )
-    circuit.check(model)
-    check_unseen(circuit, pairs)
-    bench = bench_of(
-        model,
-        pairs,
-        metric,
-        ablation=ablation,
-        discovery=discovery,
-        batch_size=batch_size,
-        recorder=recorder,
+    circuit.check(model, pairs)
+    bench = Bench(model, pairs, metric, ablation, discovery, batch_size, recorder)
+    scale = Scale(
+        *bench.measure("ends", [*bench.ends.values()], [*bench.ends]),
+        positive=metric.signed,
+        cluster=pairs.family,
+        confidence=0.95 if confidence is None else confidence,
+        seed=seed,
     )
-    worth = supporting(circuit.scores, metric.kind)
-    search = _Search(bench, worth, rule, ranking, confidence, seed)
-    low, high = 0, None
-    for n in _sizes(bench.graph):
-        if search.reached[n] >= target:
-            high = n
-            break
-        low = n
-    if high is None:
-        best = max(search.reached, key=lambda n: search.reached[n])
-        bound = "" if confidence is None else f", at least {search.reached[best]:.3f}"
-        raise WorkError(
-            f"no circuit reaches faithfulness {target} on {pairs.name!r}: the best of the sizes tried "
-            f"has {search.found[best][0]:.3f}{bound}."
-        )
-    while high - low > 1:
-        step = max(1, (high - low) // (_AT_ONCE + 1))
-        between = list(range(low + step, high, step))[: 2 * _AT_ONCE]
-        search.run(between)
-        reached = [n for n in between if search.reached[n] >= target]
-        low = max([low, *(n for n in between if n < (reached or [high])[0])])
-        high = reached[0] if reached else high
-    found = Circuit(
-        bench.graph,
-        search.kept[high],
-        circuit.scores,
-        {**circuit.attrs, "rule": rule, "ranking": ranking, "requested": high, "target": target},
-    )
-    value, low_end, _ = search.found[high]
-    return Smallest(found, value, low_end, search.table())
-
-
-class _Search:
-    """Circuits of several sizes and their faithfulness."""
-
-    def __init__(
-        self,
-        bench: Bench,
-        worth: NDArray[np.float64],
-        rule: str,
-        ranking: str,
-        confidence: float | None,
-        seed: int,
-    ) -> None:
-        self.bench, self.worth, self.rule, self.ranking = bench, worth, rule, ranking
-        self.by_estimate = confidence is None
-        self.options = {
-            "cluster": bench.pairs.family,
-            "confidence": 0.95 if confidence is None else confidence,
-            "seed": seed,
-        }
-        self.kept: dict[int, NDArray[np.bool_]] = {}
-        self.metric: dict[int, NDArray[np.float64]] = {}
-        self.found: dict[int, tuple[float, float, float]] = {}
-        self.rounds = 0
-        mask = bench.graph.mask
-        ends = measure(bench, "ends", [mask, np.zeros_like(mask)], [MODEL, ABLATED])
-        self.whole, self.nothing = ends
-        check_difference(
-            self.whole,
-            self.nothing,
-            positive=bench.metric.signed,
-            cluster=bench.pairs.family,
-        )
-        self.run(_sizes(bench.graph))
-
-    def run(self, sizes: list[int]) -> None:
-        """Measure the circuits of these sizes, as one stage."""
-        for n in sizes:
-            self.kept[n] = choose(
-                self.bench.graph, self.worth, n=n, rule=self.rule, ranking=self.ranking
+    graph, worth = bench.graph, supporting(circuit.scores, metric.kind)
+    tried: dict[int, _Tried] = {}
+    low, high, sizes = 0, graph.n_edges + 1, _sizes(graph)
+    rounds = count()
+    while sizes:
+        kept = [choose(graph, worth, n=n, rule=rule, ranking=ranking) for n in sizes]
+        found = bench.measure(f"sizes{next(rounds)}", kept, [f"top {n}" for n in sizes])
+        by_size = scale.faithfulness(found)
+        ends = np.stack([by_size.value, by_size.low, by_size.high], axis=-1).tolist()
+        tried |= {n: _Tried(*one) for n, *one in zip(sizes, kept, found, ends, strict=True)}
+        reached = {n: one.ends[confidence is not None] for n, one in tried.items()}
+        high = min([high, *(n for n in sizes if reached[n] >= target)])
+        low = max([low, *(n for n in sizes if n < high)])
+        if high > graph.n_edges:
+            best = max(reached, key=lambda n: reached[n])
+            bound = "" if confidence is None else f", at least {reached[best]:.3f}"
+            raise WorkError(
+                f"no circuit reaches faithfulness {target} on {pairs.name!r}: the best of the sizes tried "
+                f"has {tried[best].ends[0]:.3f}{bound}."
             )
-        name = f"sizes{self.rounds}"
-        found = measure(
-            self.bench, name, [self.kept[n] for n in sizes], [f"top {n}" for n in sizes]
-        )
-        self.rounds += 1
-        by_size = faithfulness(found.T, self.whole, self.nothing, **self.options)
-        ends = np.stack([by_size.value, by_size.low, by_size.high], axis=-1)
-        for n, values, three in zip(sizes, found, ends.tolist(), strict=True):
-            self.metric[n] = values
-            self.found[n] = tuple(three)
+        step = max(1, (high - low) // (_AT_ONCE + 1))
+        sizes = list(range(low + step, high, step))[: 2 * _AT_ONCE]
+    attrs = {"rule": rule, "ranking": ranking, "requested": high, "target": target}
+    smaller = Circuit(graph, tried[high].kept, circuit.scores, {**circuit.attrs, **attrs})
+    return Smallest(smaller, *tried[high].ends[:2], _table(bench, tried))
 
-    @property
-    def reached(self) -> dict[int, float]:
-        """What must reach the target, by size: the lower end of the interval, or the estimate."""
-        return {n: three[0 if self.by_estimate else 1] for n, three in self.found.items()}
 
-    def table(self) -> xr.Dataset:
-        """What was tried, by size."""
-        sizes = sorted(self.metric)
-        labels = self.bench.labels()
-        return xr.Dataset(
-            {
-                "edges_kept": ("circuit", [int(self.kept[n].sum()) for n in sizes]),
-                **{
-                    f"faithfulness{end}": ("circuit", [self.found[n][k] for n in sizes])
-                    for k, end in enumerate(("", "_low", "_high"))
-                },
-                "circuit_metric": (
-                    ("circuit", "prompt"),
-                    np.stack([self.metric[n] for n in sizes]),
-                ),
-            },
-            coords={"circuit": np.array([f"top {n}" for n in sizes], dtype=object), **labels},
-        )
+@dataclass(frozen=True)
+class _Tried:
+    """A circuit of some size, its metric ``[pair]``, and its faithfulness with its interval's ends."""
+
+    kept: NDArray[np.bool_]
+    metric: NDArray[np.float64]
+    ends: tuple[float, float, float]
+
+
+def _table(bench: Bench, tried: dict[int, _Tried]) -> xr.Dataset:
+    """What was tried, by size."""
+    sizes = sorted(tried)
+    rows = [tried[n] for n in sizes]
+    ends = np.array([row.ends for row in rows]).T
+    names = ("faithfulness", "faithfulness_low", "faithfulness_high")
+    return xr.Dataset(
+        {
+            "edges_kept": ("circuit", [int(row.kept.sum()) for row in rows]),
+            **{name: ("circuit", end) for name, end in zip(names, ends, strict=True)},
+            "circuit_metric": (("circuit", "prompt"), np.stack([row.metric for row in rows])),
+        },
+        coords={
+            "circuit": np.array([f"top {n}" for n in sizes], dtype=object),
+            **bench.labels(),
+        },
+    )
 
 
 def _sizes(graph: EdgeGraph) -> list[int]:

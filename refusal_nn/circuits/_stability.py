@@ -131,19 +131,23 @@ def consensus(found: xr.Dataset, circuit: Circuit, *, share: float = 0.9) -> Cir
 
 
 def jaccard(kept: np.ndarray) -> np.ndarray:
-    """Intersection over union of every two of ``[draw, src, dst]`` circuits, ``[pair]``.
+    """Intersection over union of every two of ``[draw, src, dst]`` circuits, ``[pair]``."""
+    return np.asarray(iou(kept)[np.triu_indices(len(kept), 1)])
 
-    NaN for two empty circuits, which have nothing to share.
+
+def iou(kept: np.ndarray) -> np.ndarray:
+    """Intersection over union of ``[draw, ...]`` sets, each with each, ``[draw, draw]``.
+
+    NaN for two empty sets, which have nothing to share.
     """
     flat = kept.reshape(len(kept), -1)
     both = np.zeros((len(kept), len(kept)))
     for first in range(0, flat.shape[1], _EDGES):
         part = flat[:, first : first + _EDGES].astype(np.float64)
         both += part @ part.T
-    size = flat.sum(1).astype(np.float64)
+    size = np.diag(both)
     union = size[:, None] + size[None, :] - both
-    overlap = np.divide(both, union, out=np.full_like(both, np.nan), where=union > 0)
-    return np.asarray(overlap[np.triu_indices(len(kept), 1)])
+    return np.divide(both, union, out=np.full_like(both, np.nan), where=union > 0)
 
 
 def _resampled(

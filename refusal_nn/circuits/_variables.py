@@ -6,158 +6,152 @@ from refusal_nn.store.variables import Spec, register
 
 _HANNA = "Hanna et al. 2024"
 _MIB = "Mueller et al. 2025 (MIB)"
+_MELOUX = "Meloux et al. 2025"
 _CIRCUITS = ("circuit", "ranking", "fraction", "null", "draw", "edge")
-register(
-    Spec(
-        "circuit",
-        (),
-        "string",
-        "",
-        "Name of a circuit; model: all edges, ablated: none",
-        coord=True,
+_TWO = ("circuit", "other")
+
+
+def _label(name: str, summary: str, unit: str = "", *, dtype: str = "string") -> Spec:
+    return Spec(name, (), dtype, unit, summary, coord=True)
+
+
+def _number(
+    name: str,
+    dims: tuple[str, ...],
+    summary: str,
+    source: str = "",
+    *,
+    unit: str = "0 to 1",
+    optional: tuple[str, ...] = (),
+) -> Spec:
+    """A number over ``optional`` dims, which may be absent, and ``dims``."""
+    return Spec(name, (*optional, *dims), "float", unit, summary, source, optional)
+
+
+SUMS = (
+    _number(
+        "input_sum",
+        ("block", "position", "d_model"),
+        "Sum of embeddings",
+        unit="residual stream units",
     ),
-    Spec("other", (), "string", "", "Name of the circuit it is compared with", coord=True),
-    Spec("pairs", (), "string", "", "Name of a set of pairs", coord=True),
-    Spec("ranking", (), "string", "absolute | signed", "Edges by size or by support", coord=True),
-    Spec("fraction", (), "float", "0 to 1", "Edges asked for, as a fraction of all", coord=True),
-    Spec("null", (), "string", "", "How random circuits of equal size are drawn", coord=True),
+    _number(
+        "z_sum",
+        ("block", "layer", "position", "head", "d_head"),
+        "Sum of what each head gives its output projection, over the scale of the norm behind it",
+        unit="activation units",
+    ),
+    _number(
+        "mlp_sum",
+        ("block", "layer", "position", "d_model"),
+        "Sum of MLP outputs",
+        unit="residual stream units",
+    ),
 )
+"""What writers contribute, added up over prompts of one length."""
 
 register(
+    *SUMS,
+    _label("circuit", "Name of a circuit; model: all edges, ablated: none"),
+    _label("other", "Name of the circuit it is compared with"),
+    _label("pairs", "Name of a set of pairs"),
+    _label("ranking", "Edges by size or by support", "absolute | signed"),
+    _label("fraction", "Edges asked for, as a fraction of all", "0 to 1", dtype="float"),
+    _label("null", "How random circuits of equal size are drawn"),
     Spec("in_circuit", ("src", "dst"), "bool", "", "Whether the circuit keeps the edge"),
-    Spec(
+    _number(
         "circuit_metric",
-        (*_CIRCUITS, "prompt"),
-        "float",
-        "units of the metric",
+        ("prompt",),
         "Metric of each pair when only the circuit's edges carry the clean run",
         _HANNA,
+        unit="units of the metric",
         optional=_CIRCUITS,
     ),
     Spec(
         "edges_kept",
-        (*_CIRCUITS,),
+        _CIRCUITS,
         "int",
         "count",
         "Edges of the circuit after dead ends are pruned",
         optional=_CIRCUITS,
     ),
-    Spec(
+    _number(
         "faithfulness",
-        (*_CIRCUITS, "pairs"),
-        "float",
-        "1",
+        (),
         "(m(circuit) - m(nothing)) / (m(model) - m(nothing)), means over pairs first; 1 = the model",
         _HANNA,
+        unit="1",
         optional=(*_CIRCUITS, "pairs"),
     ),
-    Spec(
+    _number(
         "completeness",
-        ("circuit", "pairs"),
-        "float",
-        "1",
+        (),
         "Faithfulness of all edges outside the circuit; lower = the circuit leaves less out",
         "Marks et al. 2024",
+        unit="1",
         optional=("circuit", "pairs"),
     ),
-    Spec(
+    _number(
         "cpr",
         (),
-        "float",
-        "1",
         "Area under faithfulness over the fraction of edges, best supporters first; higher = better",
         _MIB,
+        unit="1",
     ),
-    Spec(
+    _number(
         "cmd",
         (),
-        "float",
-        "1",
         "Area between faithfulness and 1 over the fraction of edges, largest first; lower = better",
         _MIB,
+        unit="1",
     ),
-    Spec(
+    _number(
         "p_value",
-        ("null",),
-        "float",
-        "0 to 1",
+        (),
         "(1 + random circuits at least as faithful) / (1 + random circuits)",
         "Phipson and Smyth 2010",
         optional=("null",),
     ),
-    Spec(
+    _number(
         "edge_effect",
         ("edge",),
-        "float",
-        "1",
         "Faithfulness lost when this edge alone is taken out of the circuit",
+        unit="1",
     ),
-    Spec(
+    _number(
         "inclusion",
         ("src", "dst"),
-        "float",
-        "0 to 1",
         "Share of resamples of the prompts whose circuit keeps the edge",
-        "Meloux et al. 2025",
+        _MELOUX,
     ),
-    Spec(
+    _number(
         "jaccard",
         (),
-        "float",
-        "0 to 1",
         "Mean overlap (intersection over union of edges) of two resamples' circuits",
-        "Meloux et al. 2025",
+        _MELOUX,
     ),
-    Spec("iou", ("circuit", "other"), "float", "0 to 1", "Edges of both over edges of either"),
-    Spec("node_iou", ("circuit", "other"), "float", "0 to 1", "Nodes of both over nodes of either"),
-    Spec(
+    _number("iou", _TWO, "Edges of both over edges of either"),
+    _number("node_iou", _TWO, "Nodes of both over nodes of either"),
+    _number(
         "iou_at",
-        ("fraction", "circuit", "other"),
-        "float",
-        "0 to 1",
+        ("fraction", *_TWO),
         "iou of each one's largest edges, as many as a fraction of all",
     ),
-    Spec(
+    _number(
         "rank_correlation",
-        ("circuit", "other"),
-        "float",
-        "-1 to 1",
+        _TWO,
         "Spearman correlation of the sizes of the edges' scores",
+        unit="-1 to 1",
     ),
-    Spec(
+    _number(
         "rank_overlap",
-        ("circuit", "other"),
-        "float",
-        "0 to 1",
+        _TWO,
         "Rank-biased overlap of the edges by size, weighted to the depth of the larger circuit",
         "Webber et al. 2010",
     ),
-    Spec(
+    _number(
         "overlap_p",
-        ("null", "circuit", "other"),
-        "float",
-        "0 to 1",
+        ("null", *_TWO),
         "Chance that random circuits share as many edges or more, Holm-adjusted over pairs",
-    ),
-    Spec(
-        "input_sum",
-        ("block", "position", "d_model"),
-        "float",
-        "residual stream units",
-        "Sum of embeddings",
-    ),
-    Spec(
-        "z_sum",
-        ("block", "layer", "position", "head", "d_head"),
-        "float",
-        "activation units",
-        "Sum of what each head gives its output projection, over the scale of the norm behind it",
-    ),
-    Spec(
-        "mlp_sum",
-        ("block", "layer", "position", "d_model"),
-        "float",
-        "residual stream units",
-        "Sum of MLP outputs",
     ),
 )

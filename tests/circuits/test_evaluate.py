@@ -16,7 +16,7 @@ from refusal_nn.circuits import (
     random_circuits,
     smallest,
 )
-from refusal_nn.circuits._ablation import ablation_of
+from refusal_nn.circuits._ablation import means_of
 from refusal_nn.errors import InterventionError, PromptError, RequestError
 from refusal_nn.prompts import Pairs
 from refusal_nn.store import MemoryRecorder
@@ -82,9 +82,7 @@ def test_a_planted_circuit_needs_its_constants_under_other_ablations(ablation):
 
 def test_a_mean_is_over_the_discovery_prompts_that_reach_a_position_from_the_end():
     p = planted("gate")
-    found = ablation_of(
-        p.model, "mean", planted_pairs()["train"], batch_size=3, recorder=MemoryRecorder()
-    )
+    means = means_of(p.model, planted_pairs()["train"], 3, MemoryRecorder())
     module = p.model.module
     rows = p.model.chat.tokens(planted_pairs()["train"].corrupted.texts)
     seen: dict[str, list] = {"input": [], "z": [], "mlp": []}
@@ -101,13 +99,13 @@ def test_a_mean_is_over_the_discovery_prompts_that_reach_a_position_from_the_end
     for hook in hooks:
         hook.remove()
     width = max(map(len, rows))
-    assert found.reach == width
+    assert means["input"][0].shape[1] == width
     assert len({len(row) for row in rows}) > 1
     for back in (1, 3, width):
         for name, held in (
-            ("input", found.means["input"][0][0]),
-            ("z", found.means["z"][2][0].flatten(1)),
-            ("mlp", found.means["mlp"][1][0]),
+            ("input", means["input"][0][0]),
+            ("z", means["z"][2][0].flatten(1)),
+            ("mlp", means["mlp"][1][0]),
         ):
             expected = torch.stack([x[-back] for x in seen[name] if len(x) >= back]).mean(0)
             assert torch.allclose(held[-back].float(), expected, atol=1e-5)

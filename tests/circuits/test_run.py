@@ -8,7 +8,7 @@ import torch
 
 from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import _requests
-from refusal_nn.circuits._requests import ask_circuits, ask_sources
+from refusal_nn.circuits._requests import ask_sources, circuit_edits
 from refusal_nn.testing import FAMILIES, CircuitRuns, plain_module, tiny_model
 from refusal_nn.tracing import Capture, Work, forward_request, pad, run
 
@@ -46,6 +46,12 @@ def some_circuits(graph: EdgeGraph, seed: int = 0) -> np.ndarray:
     return np.stack([graph.mask, np.zeros_like(graph.mask), *random])
 
 
+def ask_circuits(work, graph, batch, kept, read, ablated):
+    model = work.model
+    edits = circuit_edits(model, graph, batch, kept, read.reads_after(model), ablated=ablated)
+    work.forward(batch.repeat(len(kept)), [read.readout(model)], edits)
+
+
 def measured(family: str, dtype, kept, clean, corrupted, *, ablated="corrupted", side="left"):
     model = tiny_model(family, dtype)
     graph = EdgeGraph.of(model.arch)
@@ -53,7 +59,7 @@ def measured(family: str, dtype, kept, clean, corrupted, *, ablated="corrupted",
     work = Work(model)
     if ablated == "corrupted":
         ablated = ask_sources(work, pad(corrupted, 0, padding_side=side))
-    ask_circuits(work, graph, batch, kept, Read(side), ablated=ablated)
+    ask_circuits(work, graph, batch, kept, Read(side), ablated)
     out = run(model, work.requests)[-1]["readout"][:, 0].double().log_softmax(-1)
     return out.unflatten(0, (len(kept), len(clean)))
 
@@ -146,6 +152,6 @@ def test_it_runs_where_this_package_is_not_installed():
     for model in (local, dry):
         work = Work(model)
         sources = ask_sources(work, corrupted)
-        ask_circuits(work, graph, batch, kept, Read("left"), ablated=sources)
+        ask_circuits(work, graph, batch, kept, Read("left"), sources)
         found.append(run(model, work.requests)[1]["readout"])
     assert torch.equal(*found)

@@ -12,9 +12,8 @@ from refusal_nn.attribution import EdgeGraph, Metric
 from refusal_nn.circuits import FRACTIONS, Circuit, discover, random_circuits
 from refusal_nn.circuits._compare import overlap_p, rank_overlap
 from refusal_nn.circuits._discover import prune
-from refusal_nn.circuits._evaluate import bench_of
-from refusal_nn.circuits._faithfulness import check_difference, cmd, cpr, faithfulness
-from refusal_nn.circuits._measure import measure
+from refusal_nn.circuits._faithfulness import Scale
+from refusal_nn.circuits._measure import Bench
 from refusal_nn.circuits._nulls import check_nulls, p_value, strata
 from refusal_nn.circuits._stability import jaccard
 from refusal_nn.errors import PromptError, RequestError
@@ -109,7 +108,7 @@ def test_on_a_model_it_rejects_circuits_found_in_noise_as_often_as_it_says(kind,
         for i in range(4)
     ]
     metric = Metric.logit_difference([7], [8])
-    bench = bench_of(model, Pairs.from_rows(rows), metric, batch_size=256)
+    bench = Bench(model, Pairs.from_rows(rows), metric, batch_size=256)
     circuits = [c for seed in range(1010) if (c := from_noise(graph, seed, 0.3, rule))][:1000]
     assert len(circuits) == 1000
     kept = [
@@ -117,7 +116,7 @@ def test_on_a_model_it_rejects_circuits_found_in_noise_as_often_as_it_says(kind,
         for seed, circuit in enumerate(circuits)
         for one in (circuit.kept, *random_circuits(circuit, 19, kind=kind, seed=seed))
     ]
-    values = measure(bench, "null", kept, [str(i) for i in range(len(kept))]).mean(1)
+    values = bench.measure("null", kept, [str(i) for i in range(len(kept))]).mean(1)
     rejected = [p_value(row[0], row[1:]) <= 0.05 for row in values.reshape(1000, 20)]
     assert 0.02 <= np.mean(rejected) <= 0.07, np.mean(rejected)
 
@@ -218,10 +217,9 @@ def curve(rng: np.random.Generator, n: int = 60) -> tuple[np.ndarray, np.ndarray
 def test_the_areas_are_trapezoids_of_ratios_of_means():
     metric, model, nothing = curve(np.random.default_rng(2))
     ratios = (metric - nothing[:, None]).mean(0) / (model - nothing).mean()
-    found = faithfulness(metric, model, nothing)
-    assert np.allclose(found.value, ratios)
-    above = cpr(metric, model, nothing, FRACTIONS)
-    between = cmd(metric, model, nothing, FRACTIONS)
+    scale = Scale(model, nothing)
+    assert np.allclose(scale.faithfulness(metric.T).value, ratios)
+    above, between = scale.cpr(metric.T), scale.cmd(metric.T)
     assert np.isclose(above.value, np.trapezoid(ratios, FRACTIONS))
     assert np.isclose(between.value, np.trapezoid(np.abs(1 - ratios), FRACTIONS))
     for area in (above, between):
@@ -230,9 +228,9 @@ def test_the_areas_are_trapezoids_of_ratios_of_means():
 
 def test_a_perfect_circuit_of_every_size_scores_what_mib_says():
     _, model, nothing = curve(np.random.default_rng(3))
-    metric = np.repeat(model[:, None], len(FRACTIONS), axis=1)
-    assert np.isclose(cpr(metric, model, nothing, FRACTIONS).value, 0.999)
-    assert np.isclose(cmd(metric, model, nothing, FRACTIONS).value, 0.0)
+    metric = np.repeat(model[None], len(FRACTIONS), axis=0)
+    assert np.isclose(Scale(model, nothing).cpr(metric).value, 0.999)
+    assert np.isclose(Scale(model, nothing).cmd(metric).value, 0.0)
 
 
 def test_intervals_of_the_areas_agree_with_a_bootstrap_written_out():
@@ -244,8 +242,9 @@ def test_intervals_of_the_areas_agree_with_a_bootstrap_written_out():
         ratios = (metric - nothing[:, None])[rows].mean(0) / (model - nothing)[rows].mean()
         drawn["cpr"].append(np.trapezoid(ratios, FRACTIONS))
         drawn["cmd"].append(np.trapezoid(np.abs(1 - ratios), FRACTIONS))
-    for area, name in ((cpr, "cpr"), (cmd, "cmd")):
-        found = area(metric, model, nothing, FRACTIONS)
+    scale = Scale(model, nothing)
+    for area, name in ((scale.cpr, "cpr"), (scale.cmd, "cmd")):
+        found = area(metric.T)
         low, high = np.quantile(drawn[name], [0.025, 0.975])
         width = high - low
         assert abs(found.low - low) < 0.15 * width
@@ -256,15 +255,15 @@ def test_a_denominator_that_may_be_zero_is_refused():
     rng = np.random.default_rng(0)
     nothing = rng.normal(0, 1, 50)
     with pytest.raises(PromptError, match="faithfulness, a share of that difference, is undefined"):
-        faithfulness(nothing, nothing + rng.normal(0, 1, 50), nothing)
-    check_difference(nothing + 1, nothing)
-    check_difference(nothing - 1, nothing)
+        Scale(nothing + rng.normal(0, 1, 50), nothing)
+    Scale(nothing + 1, nothing)
+    Scale(nothing - 1, nothing)
     with pytest.raises(PromptError, match="lower by 1 in the model"):
-        check_difference(nothing - 1, nothing, positive=True)
+        Scale(nothing - 1, nothing, positive=True)
     # one family has no interval: then the difference itself must do
-    check_difference(nothing + 1, nothing, cluster=["one"] * 50)
+    Scale(nothing + 1, nothing, cluster=["one"] * 50)
     with pytest.raises(PromptError, match="undefined"):
-        check_difference(nothing, nothing, cluster=["one"] * 50)
+        Scale(nothing, nothing, cluster=["one"] * 50)
 
 
 def test_a_function_of_means_needs_columns():
