@@ -105,7 +105,8 @@ def specs(dtype: str, unit: str, source: str, dims: str, /, **summaries: str) ->
     dtype, unit, source
         As of :class:`Spec`.
     dims : str
-        With commas, those that may be absent in brackets, as :meth:`Spec.describe_dims` says them.
+        With commas, those that may be absent in brackets, as :meth:`Spec.describe_dims` says them;
+        empty for a scalar.
     **summaries : str
         By name.
 
@@ -116,7 +117,7 @@ def specs(dtype: str, unit: str, source: str, dims: str, /, **summaries: str) ->
     >>> spec.dims, spec.optional
     (('prompt', 'layer'), ('layer',))
     """
-    written = dims.split(", ")
+    written = dims.split(", ") if dims else []
     every = tuple(d.strip("[]") for d in written)
     absent = tuple(d.strip("[]") for d in written if d.startswith("["))
     return [Spec(n, every, dtype, unit, text, source, absent) for n, text in summaries.items()]
