@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from refusal_nn.directions._controls import random_directions
-from refusal_nn.directions._score_table import as_dataset
+from refusal_nn.directions._score_table import TABLE, as_dataset
 from refusal_nn.directions._selection import Selection
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import ActivationAddition, DirectionalAblation, Intervention
@@ -108,32 +108,15 @@ def evaluate(
     )
 
 
-class Chosen(NamedTuple):
-    """What :func:`evaluate_selected` reads of a selection.
-
-    Attributes
-    ----------
-    direction : array, ``[d_model]`` float64
-    layer, position : int
-        Where it was extracted.
-    refusal_tokens : list of int
-    """
-
-    direction: np.ndarray
-    layer: int
-    position: int
-    refusal_tokens: list[int]
-
-
-def chosen(selected: Selection | xr.Dataset | xr.DataTree) -> Chosen:
-    """The direction that was selected, and where.
+def _chosen(selected: Selection | xr.Dataset | xr.DataTree) -> xr.Dataset:
+    """What was selected: ``direction``, and where and by which tokens in the attrs.
 
     Raises
     ------
     RequestError
         If it is no selection, or one in which nothing was selected.
     """
-    table = _table(selected)
+    table = as_dataset(selected.to_dataset() if isinstance(selected, Selection) else selected)
     attrs = table.attrs
     missing = [k for k in ("layer", "position", "refusal_tokens") if attrs.get(k) is None]
     if missing or "direction" not in table:
@@ -142,20 +125,15 @@ def chosen(selected: Selection | xr.Dataset | xr.DataTree) -> Chosen:
             f"({attrs.get('reason') or 'it is none of direction select'}); give what direction "
             "select found on the result of direction score."
         )
-    direction = np.asarray(table["direction"].values, dtype=np.float64)
-    tokens = [int(t) for t in attrs["refusal_tokens"]]
-    return Chosen(direction, int(attrs["layer"]), int(attrs["position"]), tokens)
+    return table.assign_attrs({dim: int(attrs[dim]) for dim in TABLE})
 
 
 def _interventions(selected: xr.Dataset) -> list[Intervention]:
     """What is recorded of a run: the direction's own; random ones follow from the seed."""
-    found = chosen(selected)
-    own = conditions(found.direction, found.layer, n_prompts=0, controls=False)
+    found = _chosen(selected)
+    vector = np.asarray(found["direction"].values, dtype=np.float64)
+    own = conditions(vector, found.attrs["layer"], n_prompts=0, controls=False)
     return [edit for edits in own.values() for edit in edits]
-
-
-def _table(selected: Selection | xr.Dataset | xr.DataTree) -> xr.Dataset:
-    return as_dataset(selected.to_dataset() if isinstance(selected, Selection) else selected)
 
 
 @analysis(
@@ -208,19 +186,19 @@ def evaluate_selected(
     RequestError
         If nothing was selected, or the direction is of another width than the model's.
     """
-    found = chosen(selected)
-    check_new(prompts, _table(selected), role="discovery and selection")
+    found = _chosen(selected)
+    check_new(prompts, found, role="discovery and selection")
     tree = evaluate(
         model,
-        found.direction,
-        found.layer,
+        found["direction"],
+        found.attrs["layer"],
         prompts,
         controls=controls,
         seed=seed,
         max_new_tokens=max_new_tokens,
-        refusal_tokens=found.refusal_tokens,
+        refusal_tokens=[int(t) for t in found.attrs["refusal_tokens"]],
         batch_size=batch_size,
         recorder=recorder,
     )
-    tree.attrs.update(layer=found.layer, position=found.position)
+    tree.attrs.update({dim: found.attrs[dim] for dim in TABLE})
     return tree

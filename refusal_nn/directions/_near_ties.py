@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -40,71 +39,63 @@ class NearTie:
 
 
 def near_ties(
-    scores: xr.Dataset,
-    table: xr.Dataset,
-    order: list[tuple[int, int]],
-    tolerance: float,
-    confidence: float,
-    seed: int,
+    scores: xr.Dataset, ranked: xr.Dataset, tolerance: float, confidence: float, seed: int
 ) -> tuple[NearTie, ...]:
-    values = table["bypass"].values
-    best = float(values[order[0]])
-    per_prompt = _per_prompt(scores, table)
-    ends: dict[tuple[int, int], tuple[float, float]] = {}
-    if per_prompt is not None:
-        ends = _difference_intervals(per_prompt, _families(scores), order, confidence, seed)
-    found = []
-    for place in order[1:]:
-        difference = float(values[place]) - best if values[place] != best else 0.0
-        low, high = ends.get(place, (np.nan, np.nan))
+    """The candidates of ``ranked`` that cannot be told from its first.
+
+    Parameters
+    ----------
+    scores : xarray.Dataset
+        The table, with or without values per prompt.
+    ranked : xarray.Dataset
+        ``bypass`` over ``candidate`` with its ``position`` and ``layer``, best first.
+    tolerance, confidence, seed
+        As :func:`refusal_nn.directions.select`.
+    """
+    bypass = ranked["bypass"].values.astype(float)
+    # what is equal is so at infinity, too
+    difference = np.subtract(
+        bypass, bypass[0], out=np.zeros_like(bypass), where=bypass != bypass[0]
+    )
+    low, high = np.full((2, len(bypass)), np.nan)
+    tied = difference <= tolerance
+    if "bypass_per_prompt" in scores:
+        low, high = _difference_intervals(scores, ranked, confidence, seed)
         # an interval that one family or none leaves undefined cannot tell the two apart either
-        if difference <= tolerance if per_prompt is None else not low > 0:
-            position = int(table["position"].values[place[0]])
-            layer = int(table["layer"].values[place[1]])
-            found.append(NearTie(position, layer, float(values[place]), difference, low, high))
-    return tuple(found)
+        tied = ~(low > 0)
+    columns = (*(ranked[dim].values for dim in TABLE), bypass, difference, low, high)
+    rows = zip(*(column[tied].tolist() for column in columns), strict=True)
+    return tuple(NearTie(*row) for row in rows)[1:]
 
 
 def _difference_intervals(
-    per_prompt: NDArray[np.float64],
-    families: NDArray[Any] | None,
-    order: list[tuple[int, int]],
-    confidence: float,
-    seed: int,
-) -> dict[tuple[int, int], tuple[float, float]]:
-    """Interval of each candidate's bypass minus the best one's, over the prompts both have."""
-    best = per_prompt[order[0]]
-    groups: dict[bytes, list[tuple[int, int]]] = {}
-    for place in order[1:]:
-        both = np.isfinite(per_prompt[place]) & np.isfinite(best)
-        groups.setdefault(both.tobytes(), []).append(place)
-    out: dict[tuple[int, int], tuple[float, float]] = {}
-    for mask, places in groups.items():
-        both = np.frombuffer(mask, dtype=bool)
-        interval = paired_difference(
-            np.stack([per_prompt[place][both] for place in places], axis=1),
-            best[both],
-            cluster=None if families is None else families[both],
-            confidence=confidence,
-            seed=seed,
-        )
-        for place, low, high in zip(places, interval.low, interval.high, strict=True):
-            out[place] = (float(low), float(high))
-    return out
+    scores: xr.Dataset, ranked: xr.Dataset, confidence: float, seed: int
+) -> NDArray[np.float64]:
+    """Ends of the interval of each candidate's bypass minus the best one's, ``[low and high, candidate]``.
 
-
-def _per_prompt(scores: xr.Dataset, table: xr.Dataset) -> NDArray[np.float64] | None:
-    """Bypass of each prompt, ``[position, layer, prompt]``, or None."""
-    found = scores.get("bypass_per_prompt")
-    if found is None:
-        return None
+    Over the prompts that both were measured on; NaN for the best one itself.
+    """
+    found = scores["bypass_per_prompt"]
     if set(found.dims) != {*TABLE, "prompt"}:
         raise RequestError(
             f"bypass_per_prompt has dims ({', '.join(map(str, found.dims))}); it must have "
             "position, layer and prompt."
         )
-    return np.asarray(found.transpose(*TABLE, "prompt").values, dtype=float)
-
-
-def _families(scores: xr.Dataset) -> NDArray[Any] | None:
-    return np.asarray(scores["family"].values) if "family" in scores.coords else None
+    at = {dim: ranked[dim] for dim in TABLE}
+    per_prompt = found.sel(at).transpose("candidate", "prompt").values.astype(float)
+    measured = np.isfinite(per_prompt)
+    groups: dict[bytes, list[int]] = {}
+    for i in range(1, len(per_prompt)):
+        groups.setdefault((measured[i] & measured[0]).tobytes(), []).append(i)
+    ends = np.full((2, len(per_prompt)), np.nan)
+    for mask, group in groups.items():
+        both = np.frombuffer(mask, dtype=bool)
+        interval = paired_difference(
+            np.stack([per_prompt[i][both] for i in group], axis=1),
+            per_prompt[0][both],
+            cluster=scores["family"].values[both] if "family" in scores.coords else None,
+            confidence=confidence,
+            seed=seed,
+        )
+        ends[:, group] = interval.low, interval.high
+    return ends

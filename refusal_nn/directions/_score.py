@@ -147,10 +147,15 @@ def score(
     drop("kl", kl, kl.mean("prompt", skipna=False).values <= kl_max)
     bypass = sweep.bypass(alive(), harmful)
 
-    data: dict[str, Any] = {
-        **_table(direction, len(prompts), "bypass", bypass, harmful),
-        **_table(direction, len(prompts), "induce", induce, harmless),
-        **_table(direction, len(prompts), "kl", kl, harmless),
+    measured = {"bypass": (bypass, harmful), "induce": (induce, harmless), "kl": (kl, harmless)}
+    data: dict[str, Any] = {}
+    for name, (found, columns) in measured.items():
+        values = np.full((dropped.size, len(prompts)), np.nan)
+        values[np.ix_(found["candidate"].values, columns)] = found.values
+        values = values.reshape(*direction.shape[:2], -1)
+        data[name] = (("layer", "position"), values.take(columns, axis=-1).mean(axis=-1))
+        data[f"{name}_per_prompt"] = (("layer", "position", "prompt"), values)
+    data |= {
         "dropped_by": (("layer", "position"), dropped.reshape(direction.shape[:2])),
         "refusal_score": base["refusal_score"],
         "kept": ("prompt", kept),
@@ -158,13 +163,8 @@ def score(
         "direction": direction,
         **{str(name): x for name, x in used([candidates]).data_vars.items()},
     }
-    coords = {
-        "position": direction["position"].values,
-        "layer": direction["layer"].values,
-        **prompt_labels(prompts),
-    }
     return (
-        xr.Dataset(data, coords=coords)
+        xr.Dataset(data, prompt_labels(prompts))
         .transpose("position", "layer", ...)
         .assign_attrs(
             **model.identity(),
@@ -178,22 +178,6 @@ def score(
             screened=bool(screen),
         )
     )
-
-
-def _table(
-    direction: xr.DataArray, n: int, name: str, found: xr.DataArray, columns: np.ndarray
-) -> dict[str, Any]:
-    """One measurement over (layer, position): the mean, and the values of each of ``n`` prompts."""
-    shape, dims = direction.shape[:2], ("layer", "position")
-    values = np.full((shape[0] * shape[1], n), np.nan)
-    mean = np.full(len(values), np.nan)
-    rows = found["candidate"].values
-    values[np.ix_(rows, columns)] = found.values
-    mean[rows] = found.values.mean(axis=1)
-    return {
-        name: (dims, mean.reshape(shape)),
-        f"{name}_per_prompt": ((*dims, "prompt"), values.reshape(*shape, n)),
-    }
 
 
 def _check_candidates(model: Model, candidates: xr.Dataset) -> None:

@@ -174,20 +174,16 @@ def select(
         "table": table,
         "used": used([scores]),
     }
-    order = _ranking(table, passed["admissible"].values)
-    if not order:
-        return Selection(
-            None, None, None, None, None, _reasons(tallies, common), (), None, **common
-        )
-    best = order[0]
-    position = int(table["position"].values[best[0]])
-    layer = int(table["layer"].values[best[1]])
-    direction = scores.get("direction")
-    if direction is not None:
-        direction = direction.sel(position=position, layer=layer)
-    ties = near_ties(scores, table, order, tie_tolerance, confidence, seed)
-    bypass, induce, kl = (float(table[name].values[best]) for name in SCORES)
-    return Selection(layer, position, bypass, induce, kl, (), ties, direction, **common)
+    ranked = _ranked(table, passed["admissible"].values)
+    if not ranked.sizes["candidate"]:
+        return Selection(**common, reasons=_reasons(tallies, common))
+    best = ranked.isel(candidate=0)
+    chosen = {dim: int(best[dim]) for dim in TABLE}
+    common |= chosen | {name: float(best[name]) for name in SCORES}
+    if "direction" in scores:
+        common["direction"] = scores["direction"].sel(chosen)
+    ties = near_ties(scores, ranked, tie_tolerance, confidence, seed)
+    return Selection(**common, near_ties=ties)
 
 
 def _admissible(table: xr.Dataset, n_layers: int, thresholds: dict[str, float]) -> xr.Dataset:
@@ -212,12 +208,10 @@ def _admissible(table: xr.Dataset, n_layers: int, thresholds: dict[str, float]) 
     )
 
 
-def _ranking(table: xr.Dataset, passed: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Indices of admissible candidates, best first."""
-    rows, columns = np.nonzero(passed)
-    bypass = table["bypass"].values[rows, columns]
-    order = np.lexsort((table["layer"].values[columns], table["position"].values[rows], bypass))
-    return [(int(rows[i]), int(columns[i])) for i in order]
+def _ranked(table: xr.Dataset, passed: NDArray[np.bool_]) -> xr.Dataset:
+    """The admissible candidates over ``candidate``, best first."""
+    flat = table.stack(candidate=TABLE, create_index=False).isel(candidate=passed.ravel())
+    return flat.isel(candidate=np.lexsort((flat["layer"], flat["position"], flat["bypass"])))
 
 
 def _reasons(tallies: dict[str, int], common: dict[str, Any]) -> tuple[str, ...]:

@@ -11,14 +11,11 @@ from refusal_nn.directions._score_table import SCORES, TABLE
 from refusal_nn.errors import WorkError
 from refusal_nn.runs._results import IDENTITY
 
-_CARRIED = (
-    *IDENTITY,
-    *("prompts", "prompts_hash", "refusal_tokens"),
-)
+_CARRIED = (*IDENTITY, "prompts", "prompts_hash", "refusal_tokens")
 """Attrs of a table of scores that hold for what is selected from it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """What the rule chose, and why.
 
@@ -46,14 +43,14 @@ class Selection:
         The prompts that the scores were made from, where the table says: later ones must be new.
     """
 
-    layer: int | None
-    position: int | None
-    bypass: float | None
-    induce: float | None
-    kl: float | None
-    reasons: tuple[str, ...]
-    near_ties: tuple[NearTie, ...]
-    direction: xr.DataArray | None = field(repr=False)
+    layer: int | None = None
+    position: int | None = None
+    bypass: float | None = None
+    induce: float | None = None
+    kl: float | None = None
+    reasons: tuple[str, ...] = ()
+    near_ties: tuple[NearTie, ...] = ()
+    direction: xr.DataArray | None = field(default=None, repr=False)
     admissible: xr.Dataset = field(repr=False)
     tallies: dict[str, int]
     n_layers: int

@@ -7,7 +7,7 @@ at every token. Here rows = (candidate, prompt) share a pass, adding at block *l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 CANDIDATES_PER_UNIT = 16
 
-Asked = Iterator[tuple[np.ndarray, Handle]]
-"""The candidates of each pass, and the pass, which returns ``value`` ``[candidate and prompt]``."""
+Ask = Callable[[Work, np.ndarray, np.ndarray, Any], Handle]
+"""``ask(work, variants, prompts, plain)`` asks for one pass of some candidates over some prompts, which
+returns ``value`` ``[candidate and prompt]``; ``plain`` is the unedited pass of these prompts."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,14 @@ class Sweep:
         units = [chosen[self.layers[chosen] == layer] for layer in np.unique(self.layers[chosen])]
         groups = self._by_length(prompts, max(16, self.rows // self.direction.sizes["position"]))
 
-        def passes(work: Work, unit: np.ndarray, some: np.ndarray, plain: Handle) -> Asked:
-            layer, n = int(self.layers[unit[0]]), len(some)
-            for variants in _chunks(unit, max(1, self.rows // n)):
-                rows = list(range(n)) * len(variants)
-                start = Start(layer, plain.held("residual", layer=layer, rows=rows))
-                addition = ActivationAddition(self._vectors[variants], layers=[layer])
-                yield variants, self._ask(work, some, addition, self._score(), start)
+        def ask(work: Work, variants: np.ndarray, some: np.ndarray, plain: Handle) -> Handle:
+            layer, rows = int(self.layers[variants[0]]), list(range(len(some))) * len(variants)
+            start = Start(layer, plain.held("residual", layer=layer, rows=rows))
+            addition = ActivationAddition(self._vectors[variants], layers=[layer])
+            return self._ask(work, some, addition, self._score(), start)
 
         residual = Capture("residual", "resid_pre", keep=True)
-        return self._measure("induce", prompts, units, groups, passes, residual)
+        return self._measure("induce", prompts, units, groups, ask, residual)
 
     def kl(
         self, chosen: np.ndarray, prompts: np.ndarray, limit: float | None, slack: np.ndarray
@@ -107,34 +106,38 @@ class Sweep:
         return xr.concat([begun, finished], dim="prompt", coords="minimal", compat="override")
 
     def _kl(self, stage: str, chosen: np.ndarray, prompts: np.ndarray) -> xr.DataArray:
-        groups = self._by_length(prompts, max(8, self.rows // CANDIDATES_PER_UNIT))
         unedited = Capture("log_probs", "logits", positions=(-1,), reduce="log_probs", keep=True)
 
-        def passes(work: Work, unit: np.ndarray, some: np.ndarray, plain: Handle) -> Asked:
+        def value(plain: Handle) -> Capture:
             baseline = {"baseline": plain.held("log_probs")}
-            value = Capture("value", "logits", positions=(-1,), reduce="smoothed_kl", args=baseline)
-            return self._ablated(work, unit, some, value)
+            return Capture("value", "logits", positions=(-1,), reduce="smoothed_kl", args=baseline)
 
-        units = _chunks(chosen, CANDIDATES_PER_UNIT)
-        return self._measure(stage, prompts, units, groups, passes, unedited)
+        return self._ablated(stage, chosen, prompts, 8, value, unedited)
 
     def bypass(self, chosen: np.ndarray, prompts: np.ndarray) -> xr.DataArray:
         """Refusal score of prompts under ablation of each direction."""
-        groups = self._by_length(prompts, max(16, self.rows // CANDIDATES_PER_UNIT))
-
-        def passes(work: Work, unit: np.ndarray, some: np.ndarray, _: None) -> Asked:
-            return self._ablated(work, unit, some, self._score())
-
-        units = _chunks(chosen, CANDIDATES_PER_UNIT)
-        return self._measure("bypass", prompts, units, groups, passes)
+        return self._ablated("bypass", chosen, prompts, 16, lambda _: self._score())
 
     def _score(self) -> Capture:
         return score_capture(self.tokens, "value")
 
-    def _ablated(self, work: Work, unit: np.ndarray, some: np.ndarray, value: Capture) -> Asked:
-        for variants in _chunks(unit, max(1, self.rows // len(some))):
-            ablation = DirectionalAblation(self._vectors[variants])
-            yield variants, self._ask(work, some, ablation, value)
+    def _ablated(
+        self,
+        stage: str,
+        chosen: np.ndarray,
+        prompts: np.ndarray,
+        least: int,
+        value: Callable[[Any], Capture],
+        unedited: Capture | None = None,
+    ) -> xr.DataArray:
+        """What is read under ablation of each direction, of ``least`` prompts a group or more."""
+
+        def ask(work: Work, variants: np.ndarray, some: np.ndarray, plain: Handle | None) -> Handle:
+            return self._ask(work, some, DirectionalAblation(self._vectors[variants]), value(plain))
+
+        units = _chunks(chosen, CANDIDATES_PER_UNIT)
+        groups = self._by_length(prompts, max(least, self.rows // CANDIDATES_PER_UNIT))
+        return self._measure(stage, prompts, units, groups, ask, unedited)
 
     def _ask(
         self,
@@ -169,13 +172,13 @@ class Sweep:
         prompts: np.ndarray,
         units: list[np.ndarray],
         groups: list[np.ndarray],
-        passes: Callable[[Work, np.ndarray, np.ndarray, Any], Asked],
+        ask: Ask,
         unedited: Capture | None = None,
     ) -> xr.DataArray:
         """One value for each candidate of ``units`` and each prompt, as a stage over candidates.
 
-        ``passes(work, unit, group, plain)`` asks for the passes of a unit over a group of prompts;
-        ``plain`` is the unedited pass of that group, which holds the capture ``unedited``.
+        Where there is ``unedited``, the plain pass that ``ask`` is given of a group of prompts holds
+        that capture.
         """
         chosen = np.concatenate(units) if units else np.zeros(0, dtype=int)
         dims = ("candidate", "prompt")
@@ -207,16 +210,21 @@ class Sweep:
             i: int, work: Work, plain: list[Handle | None]
         ) -> Callable[[Answers], xr.Dataset]:
             asked = [
-                (some, variants, handle)
+                (some, variants, ask(work, variants, some, held))
                 for some, held in zip(groups, plain, strict=True)
-                for variants, handle in passes(work, units[i], some, held)
+                for variants in _chunks(units[i], max(1, self.rows // len(some)))
             ]
 
             def collect(answers: Answers) -> xr.Dataset:
                 values = np.empty((len(units[i]), len(prompts)))
                 for some, variants, handle in asked:
                     block = answers[handle]["value"].numpy().reshape(len(variants), len(some))
-                    values[np.ix_(_where(units[i], variants), _where(prompts, some))] = block
+                    # units and prompts ascend
+                    rows, columns = (
+                        np.searchsorted(units[i], variants),
+                        np.searchsorted(prompts, some),
+                    )
+                    values[np.ix_(rows, columns)] = block
                 return template.isel(batches[i]).assign({variable: (dims, values)})
 
             return collect
@@ -227,8 +235,3 @@ class Sweep:
 
 def _chunks(items: np.ndarray, size: int) -> list[np.ndarray]:
     return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def _where(items: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """Indices of ``some`` within sorted ``items``."""
-    return np.searchsorted(items, some)
