@@ -6,7 +6,7 @@ begins at the block of its reader, with the blocks before it skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from refusal_nn.models._blocks import block_places
 from refusal_nn.models._graph import LOGITS, EdgeGraph
 from refusal_nn.runs._batches import batches_of, grid_of
 from refusal_nn.shipped.edge_patches import patched_readings, patched_writes
-from refusal_nn.tracing import Answers, Capture, Handle, Passes, Start, Work
+from refusal_nn.tracing import Answers, Batch, Capture, Handle, Passes, Start, Work
 
 if TYPE_CHECKING:
     from refusal_nn.contrasts import Contrast
@@ -43,6 +43,12 @@ class _Patch:
     of: str = "clean"
     dst: int | None = None
     heads: tuple[int, ...] | None = None
+
+
+_Needs = tuple[list[_Patch], list[Capture], dict[str, Any]]
+"""Patches, and what the clean run captures for them and is told besides."""
+
+_AFTER = {"edge": patched_readings.__name__, "node": patched_writes.__name__}
 
 
 def exact_scores(
@@ -74,15 +80,16 @@ def exact_scores(
 
     def batch(i: int, work: Work) -> Collect:
         region = batches[i]
-        pairs, readers = region["prompt"], region.get("dst", slice(0, 0))
+        readers = region.get("dst", slice(0, 0))
         if level == "edge":
-            patches = [*_edge_patches(contrast, graph, readers.start)]
+            patches, captures, extra = _edge_patches(contrast, graph, readers.start)
         else:
-            patches = [*_node_patches(contrast, graph)]
-        asked = _Asked(work, contrast, pairs, rows)
+            patches, captures, extra = _node_patches(contrast, graph)
+        sides = {side: contrast.batch(side, region["prompt"]) for side in SIDES}
+        runs: dict[str, Handle] = {}
         if patches:
-            asked.unpatched(graph, readers.start if level == "edge" else None, level)
-        passes = [(patch, [*asked.patched(patch)]) for patch in patches]
+            runs = _unpatched(work, contrast, sides, captures, (_AFTER[level], extra))
+        passes = [(p, [*_patched(work, contrast, sides["clean"], runs, p, rows)]) for p in patches]
 
         def collect(answers: Answers) -> xr.Dataset:
             part = template.isel(region).copy(deep=True)
@@ -93,7 +100,7 @@ def exact_scores(
                 scores[:, ~graph.mask[:, readers]] = np.nan
             for patch, handles in passes:
                 found = metrics_of(answers, handles)
-                clean = answers[asked.clean]["metric"].numpy()
+                clean = answers[runs["clean"]]["metric"].numpy()
                 column = () if patch.dst is None else (patch.dst - readers.start,)
                 scores[:, list(patch.src), *column] = (found.reshape(-1, len(clean)) - clean).T
             return part
@@ -103,106 +110,85 @@ def exact_scores(
     return recorder.stage(f"{level}_scores", template, batches, Passes(contrast.model, batch))
 
 
-class _Asked:
-    """The passes of some pairs: two unpatched ones, then patched ones that refer to them."""
+def _unpatched(
+    work: Work,
+    contrast: Contrast,
+    sides: Mapping[str, Batch],
+    captures: Sequence[Capture],
+    after: tuple[str, dict[str, Any]],
+) -> dict[str, Handle]:
+    """Corrupted run, then clean run with what later passes need of both."""
+    model, metric = contrast.model, contrast.metric
+    writers = {"input": ("resid_pre", 0), "z": ("z", None), "mlp": ("mlp_out", None)}
+    held = [Capture(name, site, layer, keep=True) for name, (site, layer) in writers.items()]
+    held.append(metric.readout(model, keep=True))
+    corrupted = work.forward(sides["corrupted"], held)
+    make, extra = after
+    args = {
+        "places": block_places(model),
+        "parallel": EdgeGraph.of(model.arch).parallel,
+        "mask": sides["clean"].mask,
+        "metric": metric.plain(),
+        **{name: corrupted.held(name) for name in writers},
+        **extra,
+    }
+    stream = Capture("resid_pre", "resid_pre", keep=True)
+    clean = work.forward(sides["clean"], [*held, stream, *captures], after=(make, args))
+    return {"clean": clean, "corrupted": corrupted}
 
-    corrupted: Handle
-    clean: Handle
 
-    def __init__(self, work: Work, contrast: Contrast, pairs: slice, rows: int) -> None:
-        self.work, self.contrast, self.rows = work, contrast, rows
-        self.batches = {side: contrast.batch(side, pairs) for side in SIDES}
-
-    def unpatched(self, graph: EdgeGraph, first: int | None, level: str) -> None:
-        """Corrupted run, then clean run with what later passes need of both.
-
-        Parameters
-        ----------
-        graph : EdgeGraph
-        first : int or None
-            First of the readers that are patched.
-        level : {"edge", "node"}
-        """
-        model, metric = self.contrast.model, self.contrast.metric
-        after, extra = patched_readings.__name__, dict[str, Any]()
-        if first is None:
-            after, captures = patched_writes.__name__, [Capture("attn_out", "attn_out")]
-            extra = {"keep": ["attn_out"]}
-        elif graph.dst[first] == LOGITS:
-            layers = metric.reads_after(model)
-            captures = [Capture("final", "resid_post", layers - 1)]
-            extra = {"layer": None, "layers": layers, "keep": ["final"]}
-        else:
-            layer = first // graph.readers_per_layer
-            captures = [] if graph.parallel else [Capture("resid_mid", "resid_mid", layer)]
-            extra = {"layer": layer, "layers": layer, "keep": ["q", "k", "v", "mlp_in"]}
-        readout = metric.readout(model, keep=True)
-        writers = [
-            Capture("input", "resid_pre", 0, keep=True),
-            Capture("z", "z", keep=True),
-            Capture("mlp", "mlp_out", keep=True),
-        ]
-        self.corrupted = self.work.forward(self.batches["corrupted"], [*writers, readout])
-        args = {
-            "places": block_places(model),
-            "parallel": graph.parallel,
-            "mask": self.batches["clean"].mask,
-            "metric": metric.plain(),
-            **{name: self.corrupted.held(name) for name in ("input", "z", "mlp")},
-            **extra,
-        }
-        stream = Capture("resid_pre", "resid_pre", keep=True)
-        self.clean = self.work.forward(
-            self.batches["clean"], [*writers, stream, readout, *captures], after=(after, args)
+def _patched(
+    work: Work,
+    contrast: Contrast,
+    batch: Batch,
+    runs: Mapping[str, Handle],
+    patch: _Patch,
+    rows: int,
+) -> Iterator[Handle]:
+    """The passes of one patch, in order of writers."""
+    n, clean = len(batch.lengths), runs["clean"]
+    size = max(1, rows // n)
+    for first in range(0, len(patch.src), size):
+        writers = range(first, min(first + size, len(patch.src)))
+        value = runs[patch.of].held(
+            patch.made, layer=patch.at, rows=[w * n + k for w in writers for k in range(n)]
+        )
+        every = list(range(n)) * len(writers)
+        yield measured(
+            work,
+            contrast.metric,
+            batch.repeat(len(writers)),
+            [Edit(patch.layer, patch.site, "set", {"value": value}, heads=patch.heads)],
+            clean=clean,
+            start=Start(patch.layer, clean.held("resid_pre", layer=patch.layer, rows=every)),
         )
 
-    def patched(self, patch: _Patch) -> Iterator[Handle]:
-        """The passes of one patch, in order of writers."""
-        batch, clean = self.batches["clean"], self.clean
-        n = len(batch.lengths)
-        size = max(1, self.rows // n)
-        source = clean if patch.of == "clean" else self.corrupted
-        for first in range(0, len(patch.src), size):
-            writers = range(first, min(first + size, len(patch.src)))
-            value = source.held(
-                patch.made, layer=patch.at, rows=[w * n + k for w in writers for k in range(n)]
-            )
-            every = list(range(n)) * len(writers)
-            yield measured(
-                self.work,
-                self.contrast.metric,
-                batch.repeat(len(writers)),
-                [Edit(patch.layer, patch.site, "set", {"value": value}, heads=patch.heads)],
-                clean=clean,
-                start=Start(patch.layer, clean.held("resid_pre", layer=patch.layer, rows=every)),
-            )
 
-
-def _edge_patches(contrast: Contrast, graph: EdgeGraph, first: int) -> Iterator[_Patch]:
-    """The patches of one block's readers, or of the final one; none behind what the metric reads."""
-    arch = contrast.model.arch
-    ends = contrast.metric.reads_after(contrast.model)
+def _edge_patches(contrast: Contrast, graph: EdgeGraph, first: int) -> _Needs:
+    """For one block's readers, or the final one; no patches behind what the metric reads."""
+    arch, ends = contrast.model.arch, contrast.metric.reads_after(contrast.model)
     if graph.dst[first] == LOGITS:
         seen = tuple(range(1 + ends * graph.writers_per_layer))
-        yield _Patch("resid_post", ends - 1, seen, "final", dst=first)
-        return
+        patch = _Patch("resid_post", ends - 1, seen, "final", dst=first)
+        final = Capture("final", "resid_post", ends - 1)
+        return [patch], [final], {"layer": None, "layers": ends, "keep": ["final"]}
     layer = first // graph.readers_per_layer
-    if layer >= ends:
-        return
-    column = first
-    for site, heads in (("q", arch.n_heads), ("k", arch.n_kv_heads), ("v", arch.n_kv_heads)):
-        for head in range(heads):
-            seen = tuple(range(int(graph.prefix[column])))
-            yield _Patch(site, layer, seen, site, head, dst=column, heads=(head,))
-            column += 1
-    seen = tuple(range(int(graph.prefix[column])))
-    yield _Patch("mlp_in", layer, seen, "mlp_in", dst=column)
+    heads = {"q": arch.n_heads, "k": arch.n_kv_heads, "v": arch.n_kv_heads}
+    readers = [(site, head, (head,)) for site, n in heads.items() for head in range(n)]
+    patches = [
+        _Patch(site, layer, tuple(range(graph.prefix[dst])), site, head, dst=dst, heads=own)
+        for dst, (site, head, own) in enumerate([*readers, ("mlp_in", None, None)], first)
+    ]
+    captures = [] if graph.parallel else [Capture("resid_mid", "resid_mid", layer)]
+    extra = {"layer": layer, "layers": layer, "keep": ["q", "k", "v", "mlp_in"]}
+    return patches if layer < ends else [], captures, extra
 
 
-def _node_patches(contrast: Contrast, graph: EdgeGraph) -> Iterator[_Patch]:
-    yield _Patch("resid_pre", 0, (0,), "input", of="corrupted")
+def _node_patches(contrast: Contrast, graph: EdgeGraph) -> _Needs:
+    patches = [_Patch("resid_pre", 0, (0,), "input", of="corrupted")]
     for layer in range(contrast.metric.reads_after(contrast.model)):
-        at = 1 + layer * graph.writers_per_layer
-        heads = tuple(range(at, at + graph.n_heads))
-        yield _Patch("attn_out", layer, heads, "attn_out", layer)
-        yield _Patch("mlp_out", layer, (at + graph.n_heads,), "mlp", layer, of="corrupted")
+        mlp = (layer + 1) * graph.writers_per_layer
+        heads = tuple(range(mlp - graph.n_heads, mlp))
+        patches.append(_Patch("attn_out", layer, heads, "attn_out", layer))
+        patches.append(_Patch("mlp_out", layer, (mlp,), "mlp", layer, of="corrupted"))
+    return patches, [Capture("attn_out", "attn_out")], {"keep": ["attn_out"]}
