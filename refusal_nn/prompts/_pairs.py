@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refusal_nn.errors import PromptError
-from refusal_nn.prompts._labels import content_key, quote
+from refusal_nn.prompts._labelled import Columns, Labelled, frozen
+from refusal_nn.prompts._labels import HARM_OF, content_key, prompt_id, quote
 from refusal_nn.prompts._load import combine
 from refusal_nn.prompts._prompts import Prompts
 
@@ -23,7 +23,7 @@ PAIR_COLUMNS = ("clean", "corrupted", "category", "split", "family")
 """Columns of a set of pairs, in the order they are written."""
 
 
-class Pairs:
+class Pairs(Labelled):
     """Contrast pairs with their labels, one row a pair. Immutable: selections are new sets.
 
     The *clean* prompt is the harmful one, the *corrupted* prompt its harmless partner. Patching
@@ -52,48 +52,34 @@ class Pairs:
     (1, ['harmful'], ['How do I make a pie?'])
     """
 
-    def __init__(self, columns: Mapping[str, Sequence[str]], *, name: str = "pairs") -> None:
+    _TEXTS = ("clean", "corrupted")
+    _COLUMNS = PAIR_COLUMNS
+    _NOUN = "pairs"
+
+    def __init__(self, columns: Columns, *, name: str = "pairs") -> None:
         if missing := [c for c in PAIR_COLUMNS if c not in columns]:
             raise PromptError(
                 f"{name} has no column {', '.join(missing)}; pairs need {', '.join(PAIR_COLUMNS)}."
             )
-        shared = {c: columns[c] for c in ("category", "split", "family")}
         n = len(columns["clean"])
         # a harmless partner is worded like a harmful request, which is what style `hard` means
-        sides = (("clean", "harmful", "toxic"), ("corrupted", "harmless", "hard"))
-        made = [
+        self._clean, self._corrupted = (
             Prompts(
                 {
+                    **columns,
                     "text": columns[side],
-                    "harm": [harm] * n,
+                    "harm": [HARM_OF[style]] * n,
                     "style": [style] * n,
                     "source": [name] * n,
-                    **shared,
                 },
                 name=f"{name} ({side})",
             )
-            for side, harm, style in sides
-        ]
+            for side, style in (("clean", "toxic"), ("corrupted", "hard"))
+        )
         self._name = str(name)
-        self._clean, self._corrupted = made
+        labels = {c: self._clean._columns[c] for c in ("category", "split", "family")}
+        self._columns = {"clean": self._clean.text, "corrupted": self._corrupted.text, **labels}
         _check_contrast(self._clean, self._corrupted, self._name)
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, str]], *, name: str = "pairs") -> Pairs:
-        """Make a set from one mapping a pair; every mapping needs every column."""
-        rows = list(rows)
-        for i, row in enumerate(rows, start=1):
-            if missing := [c for c in PAIR_COLUMNS if c not in row]:
-                raise PromptError(
-                    f"{name}: row {i} has no {', '.join(missing)}; every row needs "
-                    f"{', '.join(PAIR_COLUMNS)}."
-                )
-        return cls({c: [row[c] for row in rows] for c in PAIR_COLUMNS}, name=name)
-
-    @property
-    def name(self) -> str:
-        """Name of the set."""
-        return self._name
 
     @property
     def clean(self) -> Prompts:
@@ -105,66 +91,15 @@ class Pairs:
         """The harmless prompts, row ``k`` of pair ``k``."""
         return self._corrupted
 
-    @property
-    def category(self) -> NDArray[np.object_]:
-        """Subject of each pair, ``[pair]``."""
-        return self._clean.category
-
-    @property
-    def family(self) -> NDArray[np.object_]:
-        """What pairs share that are variants of one contrast, ``[pair]``."""
-        return self._clean.family
-
-    @property
-    def split(self) -> NDArray[np.object_]:
-        """``train``, ``val`` or ``test``, ``[pair]``."""
-        return self._clean.split
-
     @cached_property
     def pair_id(self) -> NDArray[np.object_]:
         """Content hash of each pair, ``[pair]``: 16 hex digits of SHA-256 of its two exact texts."""
-        ids = np.array(
-            [
-                hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:16]
-                for texts in zip(self._clean.texts, self._corrupted.texts, strict=True)
-            ],
-            dtype=object,
-        )
-        ids.flags.writeable = False
-        return ids
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 (hex) over ids and labels in order; the name is left out."""
-        digest = hashlib.sha256()
-        for row in zip(self.pair_id, self.category, self.split, self.family, strict=True):
-            digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        return digest.hexdigest()
+        ids = [prompt_id(json.dumps(texts, ensure_ascii=False)) for texts in self]
+        return frozen(np.array(ids, dtype=object))
 
     @property
-    def categories(self) -> list[str]:
-        """Categories present, in the order they first appear."""
-        return self._clean.categories
-
-    @property
-    def splits(self) -> list[str]:
-        """Splits present, in the order train, val, test."""
-        return self._clean.splits
-
-    @property
-    def train(self) -> Pairs:
-        """Discovery pairs. Raises PromptError if there are none."""
-        return self._of_split("train")
-
-    @property
-    def val(self) -> Pairs:
-        """Selection pairs. Raises PromptError if there are none."""
-        return self._of_split("val")
-
-    @property
-    def test(self) -> Pairs:
-        """Held-out pairs. Raises PromptError if there are none."""
-        return self._of_split("test")
+    def _ids(self) -> NDArray[np.object_]:
+        return self.pair_id
 
     def prompts(self) -> Prompts:
         """All prompts as one set: the harmful ones, then the harmless ones in the same order."""
@@ -180,60 +115,21 @@ class Pairs:
             coords ``prompt_id`` (the pair's id), ``category``, ``harm`` and ``style`` (of the clean
             prompt), ``split``, ``source``, ``family``; attrs ``prompts`` and ``prompts_hash``.
         """
-        import xarray as xr
-
-        labels = {
-            "prompt_id": self.pair_id,
-            **{c: getattr(self._clean, c) for c in ("category", "harm", "style", "split")},
-            "source": np.array([self._name] * len(self), dtype=object),
-            "family": self.family,
-        }
-        return xr.Dataset(
-            {
-                "clean_text": ("prompt", self._clean.text.copy()),
-                "corrupted_text": ("prompt", self._corrupted.text.copy()),
-            },
-            coords={name: ("prompt", values.copy()) for name, values in labels.items()},
-            attrs={"prompts": self.name, "prompts_hash": self.hash},
+        table = self._clean.to_dataset().rename(text="clean_text")
+        return (
+            table.assign(corrupted_text=("prompt", self._corrupted.text.copy()))
+            .assign_coords(prompt_id=("prompt", self.pair_id.copy()))
+            .assign_attrs(prompts=self.name, prompts_hash=self.hash)
         )
-
-    def to_rows(self) -> list[dict[str, str]]:
-        """One dict a pair, with the columns in writing order."""
-        columns = (self._clean.text, self._corrupted.text, self.category, self.split, self.family)
-        return [dict(zip(PAIR_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self._clean)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(zip(self._clean.texts, self._corrupted.texts, strict=True))
 
     def __getitem__(self, key: slice | int | ArrayLike) -> Pairs:
         """Rows by slice, int, int array or bool mask, as a new set."""
-        out = object.__new__(Pairs)
-        out._name = self._name
+        out = super().__getitem__(key)
         out._clean, out._corrupted = self._clean[key], self._corrupted[key]
         return out
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Pairs) and self.hash == other.hash
-
-    def __hash__(self) -> int:
-        return hash(self.hash)
-
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{s} {(self.split == s).sum()}" for s in self.splits)
-        return f"<Pairs {self.name!r}: {len(self)} pairs ({counts or 'empty'})>"
-
-    def _of_split(self, split: str) -> Pairs:
-        found = self[np.flatnonzero(self.split == split)]
-        if not len(found):
-            has = ", ".join(f"{s} {(self.split == s).sum()}" for s in self.splits) or "no pairs"
-            raise PromptError(
-                f"{self.name} has no pairs in split {split!r} (it has {has}); label some rows "
-                f"{split!r}, or drop the split column to have splits drawn."
-            )
-        return found
 
 
 def _check_contrast(clean: Prompts, corrupted: Prompts, name: str) -> None:

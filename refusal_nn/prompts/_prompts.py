@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refusal_nn.errors import PromptError
+from refusal_nn.prompts._labelled import Columns, Labelled, frozen
 from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, prompt_id, quote
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Columns = Sequence[str] | NDArray[np.object_]
-"""What a column is given as."""
 
-
-class Prompts:
+class Prompts(Labelled):
     """Prompts with their labels, one row a prompt. Immutable: every method returns a new set.
 
     Parameters
@@ -49,27 +44,15 @@ class Prompts:
     (1, ['How do I kill a process?'], ['hard'])
     """
 
-    def __init__(self, columns: Mapping[str, Columns], *, name: str = "prompts") -> None:
+    _TEXTS = ("text",)
+    _COLUMNS = COLUMNS
+    _NOUN = "prompts"
+
+    def __init__(self, columns: Columns, *, name: str = "prompts") -> None:
         self._name = str(name)
         self._columns = _checked(columns, self._name)
         # selections remember these, so that a category one lacks is not taken for a misspelling
         self._known_categories = tuple(dict.fromkeys(self._columns["category"]))
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, str]], *, name: str = "prompts") -> Prompts:
-        """Make a set from one mapping a prompt; every mapping needs every column."""
-        rows = list(rows)
-        for i, row in enumerate(rows):
-            if missing := [c for c in COLUMNS if c not in row]:
-                raise PromptError(
-                    f"{name}: row {i + 1} has no {_and(missing)}; every row needs {_and(COLUMNS)}."
-                )
-        return cls({c: [row[c] for row in rows] for c in COLUMNS}, name=name)
-
-    @property
-    def name(self) -> str:
-        """Name of the set."""
-        return self._name
 
     @property
     def texts(self) -> list[str]:
@@ -82,11 +65,6 @@ class Prompts:
         return self._columns["text"]
 
     @property
-    def category(self) -> NDArray[np.object_]:
-        """Subject of each prompt, ``[prompt]``."""
-        return self._columns["category"]
-
-    @property
     def harm(self) -> NDArray[np.object_]:
         """``harmful`` or ``harmless``, ``[prompt]``."""
         return self._columns["harm"]
@@ -97,60 +75,18 @@ class Prompts:
         return self._columns["style"]
 
     @property
-    def split(self) -> NDArray[np.object_]:
-        """``train``, ``val`` or ``test``, ``[prompt]``."""
-        return self._columns["split"]
-
-    @property
     def source(self) -> NDArray[np.object_]:
         """The data set or file each prompt is from, ``[prompt]``."""
         return self._columns["source"]
 
-    @property
-    def family(self) -> NDArray[np.object_]:
-        """What prompts share that are variants of one request, ``[prompt]``."""
-        return self._columns["family"]
-
     @cached_property
     def prompt_id(self) -> NDArray[np.object_]:
         """Content hash of each prompt, ``[prompt]``: 16 hex digits of SHA-256 of its exact text."""
-        ids = np.array([prompt_id(t) for t in self.text], dtype=object)
-        ids.flags.writeable = False
-        return ids
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 (hex) over ids and labels in order; the name and nothing else is left out."""
-        digest = hashlib.sha256()
-        labels = [self._columns[c] for c in COLUMNS[1:]]
-        for row in zip(self.prompt_id, *labels, strict=True):
-            digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        return digest.hexdigest()
+        return frozen(np.array([prompt_id(t) for t in self.text], dtype=object))
 
     @property
-    def categories(self) -> list[str]:
-        """Categories present, in the order they first appear."""
-        return list(dict.fromkeys(self.category))
-
-    @property
-    def splits(self) -> list[str]:
-        """Splits present, in the order train, val, test."""
-        return [s for s in VOCABULARY["split"] if (self.split == s).any()]
-
-    @property
-    def train(self) -> Prompts:
-        """Discovery prompts. Raises PromptError if there are none."""
-        return self._of_split("train")
-
-    @property
-    def val(self) -> Prompts:
-        """Selection prompts. Raises PromptError if there are none."""
-        return self._of_split("val")
-
-    @property
-    def test(self) -> Prompts:
-        """Held-out prompts. Raises PromptError if there are none."""
-        return self._of_split("test")
+    def _ids(self) -> NDArray[np.object_]:
+        return self.prompt_id
 
     @property
     def harmful(self) -> Prompts:
@@ -271,67 +207,21 @@ class Prompts:
             attrs={"prompts": self.name, "prompts_hash": self.hash},
         )
 
-    def to_rows(self) -> list[dict[str, str]]:
-        """One dict a prompt, with the columns in writing order."""
-        return [
-            dict(zip(COLUMNS, row, strict=True))
-            for row in zip(*(self._columns[c] for c in COLUMNS), strict=True)
-        ]
-
     def renamed(self, name: str) -> Prompts:
         """The same prompts under another name."""
         return Prompts(self._columns, name=name)
-
-    def __len__(self) -> int:
-        return len(self._columns["text"])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts)
 
     def __getitem__(self, key: slice | int | ArrayLike) -> Prompts:
         """Rows by slice, int, int array or bool mask, as a new set."""
-        if isinstance(key, slice):
-            rows: Any = key
-        else:
-            rows = np.atleast_1d(np.asarray(key))
-            if rows.size == 0:
-                rows = rows.astype(np.intp)
-            elif rows.dtype.kind not in "iub":
-                raise TypeError(f"prompts are indexed by slice, int or bool, not {rows.dtype}.")
-        out = object.__new__(Prompts)
-        out._name = self._name
+        out = super().__getitem__(key)
         out._known_categories = self._known_categories
-        out._columns = {c: _frozen(values[rows]) for c, values in self._columns.items()}
         return out
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Prompts) and self.hash == other.hash
 
-    def __hash__(self) -> int:
-        return hash(self.hash)
-
-    def __repr__(self) -> str:
-        by_split = Counter(self.split)
-        counts = ", ".join(f"{s} {by_split[s]}" for s in self.splits)
-        return f"<Prompts {self.name!r}: {len(self)} prompts ({counts or 'empty'})>"
-
-    def _of_split(self, split: str) -> Prompts:
-        found = self.select(split=split)
-        if not len(found):
-            has = ", ".join(f"{s} {(self.split == s).sum()}" for s in self.splits) or "no prompts"
-            raise PromptError(
-                f"{self.name} has no prompts in split {split!r} (it has {has}); label some rows "
-                f"{split!r}, or drop the split column to have splits drawn."
-            )
-        return found
-
-
-def _frozen(values: NDArray[np.object_]) -> NDArray[np.object_]:
-    values.flags.writeable = False
-    return values
-
-
-def _checked(columns: Mapping[str, Columns], name: str) -> dict[str, NDArray[np.object_]]:
+def _checked(columns: Columns, name: str) -> dict[str, NDArray[np.object_]]:
     if missing := [c for c in COLUMNS if c not in columns]:
         raise PromptError(
             f"{name} has no column {_and(missing)}; it has {_and(columns) or 'none'} and needs "
@@ -341,7 +231,7 @@ def _checked(columns: Mapping[str, Columns], name: str) -> dict[str, NDArray[np.
     for column in COLUMNS:
         values = np.empty(len(columns[column]), dtype=object)
         values[:] = ["" if v is None else str(v) for v in columns[column]]
-        out[column] = _frozen(values)
+        out[column] = frozen(values)
     if len({len(v) for v in out.values()}) > 1:
         lengths = ", ".join(f"{c} {len(v)}" for c, v in out.items())
         raise PromptError(f"{name}: columns differ in length ({lengths}).")

@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 
 from refusal_nn.prompts._tiny_bench_words import CATEGORIES, WORDS
@@ -34,8 +35,8 @@ TEMPLATES = (
 )
 PAIRS = {"test": 15, "val": 5, "train": 10}
 """Pairs taken per category and style; pairs left over are for training models only."""
-WORDINGS = {"test": 2, "val": 2, "train": 2}
-"""Templates used for each pair of a split."""
+WORDINGS = 2
+"""Templates used for each pair."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,8 @@ def split_pairs(seed: int = SEED) -> dict[str, tuple[Pair, ...]]:
                 for pair in list(rows):
                     if not wanted:
                         break
-                    if all(free[word] > 2 for word in (pair.verb, pair.object)):
-                        free[pair.verb] -= 1
-                        free[pair.object] -= 1
+                    if all(free[word] > 2 for word in _words_of([pair])):
+                        free.subtract(_words_of([pair]))
                         splits[name].append(pair)
                         rows.remove(pair)
                         wanted -= 1
@@ -133,15 +133,18 @@ def training_pairs(seed: int = SEED) -> tuple[Pair, ...]:
     return splits["train"] + splits["spare"] + idiom_support()
 
 
+def wordings(family: str, seed: int) -> list[int]:
+    """Numbers of the templates that a family is put in."""
+    order = sorted(range(len(TEMPLATES)), key=lambda t: _digest(seed, family, TEMPLATES[t]))
+    return order[:WORDINGS]
+
+
 def rows(seed: int = SEED) -> Iterator[dict[str, str]]:
     """Rows of ``tiny-bench``: text, category, harm, style, split, source, family."""
     splits = split_pairs(seed)
     for split in ("train", "val", "test"):
         for pair in splits[split]:
-            order = sorted(
-                range(len(TEMPLATES)), key=lambda t: _digest(seed, pair.family, TEMPLATES[t])
-            )
-            for template in order[: WORDINGS[split]]:
+            for template in wordings(pair.family, seed):
                 yield {
                     "text": pair.text(template),
                     "category": pair.category,
@@ -165,20 +168,18 @@ def data_path() -> Path:
 
 def _pairs(category: str) -> Iterator[Pair]:
     words = WORDS[category]
-    for verb in words.verbs:
-        for obj in words.objects:
-            yield Pair(category, "toxic", verb, obj)
-    for verb in words.verbs:
-        for obj in words.benign_objects:
-            yield Pair(category, "hard", verb, obj)
-    for verb in words.benign_verbs:
-        for obj in words.objects:
-            yield Pair(category, "hard", verb, obj)
-    for verb, obj in words.idioms:
-        yield Pair(category, "hard", verb, obj)
-    for verb in words.safe_verbs:
-        for obj in words.safe_objects:
-            yield Pair(category, "safe", verb, obj)
+    requests = {
+        "toxic": product(words.verbs, words.objects),
+        "hard": chain(
+            product(words.verbs, words.benign_objects),
+            product(words.benign_verbs, words.objects),
+            words.idioms,
+        ),
+        "safe": product(words.safe_verbs, words.safe_objects),
+    }
+    for style in STYLES:
+        for verb, obj in requests[style]:
+            yield Pair(category, style, verb, obj)
 
 
 def _words_of(pairs: Iterable[Pair]) -> list[str]:

@@ -18,20 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CATEGORIES = (
-    "deception",
-    "harassment",
-    "harmful",
-    "hate",
-    "illegal",
-    "privacy",
-    "self-harm",
-    "sexual",
-    "unethical",
-    "violence",
-)
-"""The ten categories, in the order of OR-Bench."""
-
 
 @dataclass(frozen=True)
 class Words:
@@ -46,27 +32,16 @@ class Words:
     idioms: tuple[tuple[str, str], ...] = ()
 
 
-def _words(
-    *,
-    verbs: str,
-    objects: str,
-    benign_objects: str,
-    benign_verbs: str,
-    safe_verbs: str,
-    safe_objects: str,
-    idioms: str = "",
-) -> Words:
+def _words(*, idioms: str = "", **phrases: str) -> Words:
+    """The words of a category from lists parted by commas; an idiom's first word is its verb."""
+
     def split(text: str) -> tuple[str, ...]:
         return tuple(" ".join(part.split()) for part in text.split(",") if part.strip())
 
+    parted = (idiom.partition(" ") for idiom in split(idioms))
     return Words(
-        verbs=split(verbs),
-        objects=split(objects),
-        benign_objects=split(benign_objects),
-        benign_verbs=split(benign_verbs),
-        safe_verbs=split(safe_verbs),
-        safe_objects=split(safe_objects),
-        idioms=tuple((i.split(" ", 1)[0], i.split(" ", 1)[1]) for i in split(idioms)),
+        **{name: split(text) for name, text in phrases.items()},
+        idioms=tuple((verb, obj) for verb, _, obj in parted),
     )
 
 
@@ -206,3 +181,6 @@ WORDS: dict[str, Words] = {
     ),
 }
 """Category to its words."""
+
+CATEGORIES = tuple(WORDS)
+"""The ten categories, in the order of OR-Bench."""

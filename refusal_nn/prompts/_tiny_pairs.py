@@ -15,16 +15,23 @@ again when the tokenizer changes. Order and choice come from SHA-256 of the seed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 
-from refusal_nn.prompts._tiny_bench import SEED, TEMPLATES, Pair, _digest, split_pairs
+from refusal_nn.prompts._tiny_bench import (
+    SEED,
+    TEMPLATES,
+    Pair,
+    _digest,
+    all_pairs,
+    split_pairs,
+    wordings,
+)
 from refusal_nn.prompts._tiny_bench_words import CATEGORIES, WORDS
 
 FAMILIES = 7
 """Contrasts per category and split."""
-WORDINGS = 2
-"""Templates used for each."""
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -55,39 +62,26 @@ def contrasts(encode: Encode, seed: int = SEED) -> dict[str, list[tuple[Pair, Pa
         If the word lists have too few objects of equal length.
     """
     bench = {p.request: split for split, pairs in split_pairs(seed).items() for p in pairs}
-    toxic = {
-        category: [
-            Pair(category, "toxic", verb, obj)
-            for verb in WORDS[category].verbs
-            for obj in WORDS[category].objects
-        ]
-        for category in CATEGORIES
-    }
+    toxic = [pair for pair in all_pairs() if pair.style == "toxic"]
+    # requests that no model was trained on come first
+    toxic.sort(key=lambda p: (bench[p.request] == "spare", _digest(seed, p.family)))
     used: set[str] = set()
     out: dict[str, list[tuple[Pair, Pair]]] = {}
     for split in ("test", "val", "train"):
-
-        def free(request: str, here: str = split) -> bool:
-            return request not in used and bench.get(request, "spare") in (here, "spare")
-
+        taken = used | {r for r, held in bench.items() if held not in (split, "spare")}
         out[split] = []
         for category in CATEGORIES:
-            # requests that no model was trained on come first
-            order = sorted(
-                toxic[category],
-                key=lambda p: (bench[p.request] == "spare", _digest(seed, p.family)),
-            )
-            found = 0
-            for pair in order:
-                if found == FAMILIES:
-                    break
-                partner = _partner(pair, free, encode, seed) if free(pair.request) else None
-                if partner is not None:
-                    used.update((pair.request, partner.request))
-                    out[split].append((pair, partner))
-                    found += 1
-            if found < FAMILIES:
+            found: list[tuple[Pair, Pair]] = []
+            for pair in toxic:
+                if pair.category != category or pair.request in taken or len(found) == FAMILIES:
+                    continue
+                if partner := _partner(pair, taken, encode, seed):
+                    taken |= {pair.request, partner.request}
+                    found.append((pair, partner))
+            if len(found) < FAMILIES:
                 raise ValueError(f"too few contrasts of equal length in {category} for {split}")
+            out[split] += found
+        used.update(p.request for contrast in out[split] for p in contrast)
     return out
 
 
@@ -97,8 +91,7 @@ def rows(encode: Encode, seed: int = SEED) -> Iterator[dict[str, str]]:
     for split in ("train", "val", "test"):
         for pair, partner in chosen[split]:
             family = f"{pair.family}~{partner.object.replace(' ', '-')}"
-            order = sorted(range(len(TEMPLATES)), key=lambda t: _digest(seed, family, TEMPLATES[t]))
-            for template in order[:WORDINGS]:
+            for template in wordings(family, seed):
                 yield {
                     "clean": pair.text(template),
                     "corrupted": partner.text(template),
@@ -120,15 +113,14 @@ def to_jsonl(seed: int = SEED) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows(encode, seed))
 
 
-def _partner(pair: Pair, free: Callable[[str], bool], encode: Encode, seed: int) -> Pair | None:
+def _partner(pair: Pair, taken: Set[str], encode: Encode, seed: int) -> Pair | None:
     """The harmless request that takes the place of a harmful one, or None if none is left."""
     objects = [(c, o) for c in CATEGORIES for o in WORDS[c].benign_objects]
     objects.sort(key=lambda co: (co[0] != pair.category, _digest(seed, pair.family, co[1])))
-    for _, obj in objects:
-        partner = Pair(pair.category, "hard", pair.verb, obj)
-        if free(partner.request) and _replaces(pair, partner, encode):
-            return partner
-    return None
+    partners = (replace(pair, style="hard", object=obj) for _, obj in objects)
+    return next(
+        (p for p in partners if p.request not in taken and _replaces(pair, p, encode)), None
+    )
 
 
 def _replaces(pair: Pair, partner: Pair, encode: Encode) -> bool:
