@@ -5,7 +5,7 @@ from __future__ import annotations
 from refusal_nn.prompts._balance import balance, category_weights
 from refusal_nn.prompts._disjoint import Overlap, check_disjoint, duplicates, overlaps
 from refusal_nn.prompts._labels import normalise, prompt_id
-from refusal_nn.prompts._load import SetInfo, available, build, combine, load_prompts
+from refusal_nn.prompts._load import Reading, SetInfo, available, build, combine, load_prompts
 from refusal_nn.prompts._load_pairs import EMBEDDED_PAIRS, load_pairs
 from refusal_nn.prompts._pairs import Pairs
 from refusal_nn.prompts._prompts import Prompts
@@ -18,6 +18,7 @@ __all__ = [
     "Overlap",
     "Pairs",
     "Prompts",
+    "Reading",
     "SetInfo",
     "available",
     "balance",

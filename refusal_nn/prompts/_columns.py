@@ -13,40 +13,33 @@ from refusal_nn.errors import PromptError
 from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, content_key
 
 ALIASES: dict[str, tuple[str, ...]] = {
+    **{column: (column,) for column in COLUMNS},
     "text": ("text", "prompt", "instruction", "goal", "behavior", "question", "query", "request"),
     "category": ("category", "semantic_category", "semanticcategory"),
     "harm": ("harm", "label", "harmfulness"),
-    "style": ("style",),
-    "split": ("split",),
-    "source": ("source",),
-    "family": ("family",),
 }
 """Names each column is found under, best first; case does not matter."""
 
 LABELS: dict[str, str] = {
-    "harmful": "harmful",
-    "refuse": "harmful",
-    "unsafe": "harmful",
-    "malicious": "harmful",
-    "toxic": "toxic",
-    "harmless": "harmless",
-    "respond": "harmless",
-    "comply": "harmless",
-    "benign": "harmless",
-    "safe": "harmless",
-    "hard": "hard",
+    label: meaning
+    for meaning, labels in {
+        "harmful": ("harmful", "refuse", "unsafe", "malicious"),
+        "toxic": ("toxic",),
+        "harmless": ("harmless", "respond", "comply", "benign", "safe"),
+        "hard": ("hard",),
+    }.items()
+    for label in labels
 }
 """What the values of a label column mean, as a harm or a style."""
 
 SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
+    name: split
+    for split, names in {
+        "train": ("train", "training"),
+        "val": ("val", "valid", "validation", "dev"),
+        "test": ("test", "testing"),
+    }.items()
+    for name in names
 }
 """Names of splits, and which one each means."""
 
@@ -94,8 +87,8 @@ def canonical_rows(
     """
     file = file or source
     check_mappings(raw, file)
-    found = _columns_of(raw)
     constant = _checked_constants(constants or {})
+    found = columns_of(raw)
     names = _locate(found, columns or {}, file)
     if "text" not in names:
         raise PromptError(
@@ -109,8 +102,7 @@ def canonical_rows(
             f"needs one of {_list((*ALIASES['harm'], *ALIASES['style']))}. Name it with "
             "columns={'harm': COLUMN} (--column harm=COLUMN), or label all rows with harm=."
         )
-    meanings = {**LABELS, **{str(k).casefold(): v for k, v in (labels or {}).items()}}
-    _check_labels(labels or {})
+    meanings = {**LABELS, **_checked_labels(labels or {})}
     return [
         _row(row, f"{file}, row {i}", names, constant, meanings, source)
         for i, row in enumerate(raw, start=1)
@@ -162,15 +154,14 @@ def _row(
 
 def _labelled(style: str, label: str, meanings: Mapping[str, str], where: str) -> tuple[str, str]:
     """Style and harm of a row from its two label columns, either of which may be empty."""
-    if style:
-        style = style.casefold()
-        if style not in HARM_OF:
-            raise PromptError(f"{where} has style {style!r}; allowed are {_list(HARM_OF)}.")
+    style = style.casefold()
+    if style and style not in HARM_OF:
+        raise PromptError(f"{where} has style {style!r}; allowed are {_list(HARM_OF)}.")
+    if not (style or label):
+        raise PromptError(
+            f"{where} has no label; give every row a label ({_list(LABELS)}), or remove it."
+        )
     if not label:
-        if not style:
-            raise PromptError(
-                f"{where} has no label; give every row a label ({_list(LABELS)}), or remove it."
-            )
         return style, HARM_OF[style]
     meaning = meanings.get(label.casefold())
     if meaning is None:
@@ -180,37 +171,26 @@ def _labelled(style: str, label: str, meanings: Mapping[str, str], where: str) -
         )
     implied = _DEFAULT_STYLE.get(meaning, meaning)
     harm = HARM_OF[implied]
-    if not style:
-        return implied, harm
-    if HARM_OF[style] != harm:
+    if style and HARM_OF[style] != harm:
         raise PromptError(
             f"{where} is labelled {label!r} ({harm}) but of style {style!r}, which is "
             f"{HARM_OF[style]}; correct one of them."
         )
-    return style, harm
+    return style or implied, harm
 
 
 def _locate(found: Sequence[str], chosen: Mapping[str, str], source: str) -> dict[str, str]:
     """File column of each of our columns, where there is one."""
     if unknown := [c for c in chosen if c not in ALIASES]:
         raise PromptError(f"there is no column {unknown[0]!r}; ours are {_list(COLUMNS)}.")
-    names: dict[str, str] = {}
-    folded: dict[str, str] = {}
-    for name in found:
-        folded.setdefault(name.casefold(), name)
-    for ours, aliases in ALIASES.items():
-        if ours in chosen:
-            if chosen[ours] not in found:
-                close = difflib.get_close_matches(chosen[ours], found, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise PromptError(
-                    f"{source} has no column {chosen[ours]!r} (for {ours}); it has "
-                    f"{_list(found)}.{hint}"
-                )
-            names[ours] = chosen[ours]
-        elif match := next((folded[a] for a in aliases if a in folded), None):
-            names[ours] = match
-    return names
+    for ours, name in chosen.items():
+        if name not in found:
+            close = difflib.get_close_matches(name, found, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise PromptError(
+                f"{source} has no column {name!r} (for {ours}); it has {_list(found)}.{hint}"
+            )
+    return {**find(found, ALIASES), **chosen}
 
 
 def check_mappings(rows: Iterable[Any], file: str) -> None:
@@ -228,12 +208,25 @@ def check_mappings(rows: Iterable[Any], file: str) -> None:
             )
 
 
-def _columns_of(raw: Sequence[Mapping[str, Any]]) -> list[str]:
+def columns_of(raw: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of all columns, in the order they first occur."""
     return list(dict.fromkeys(str(name) for row in raw for name in row))
 
 
+def find(found: Iterable[str], aliases: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Column of a file for each of ours that it has: best name first, in any case."""
+    folded: dict[str, str] = {}
+    for name in found:
+        folded.setdefault(name.casefold(), name)
+    return {
+        ours: next(folded[name] for name in names if name in folded)
+        for ours, names in aliases.items()
+        if not folded.keys().isdisjoint(names)
+    }
+
+
 def _checked_constants(constants: Mapping[str, str]) -> dict[str, str]:
-    out = {k: str(v) for k, v in constants.items() if v is not None}
+    out = dict(constants)
     for column, value in out.items():
         allowed = VOCABULARY.get(column)
         if allowed and value not in allowed:
@@ -247,13 +240,14 @@ def _checked_constants(constants: Mapping[str, str]) -> dict[str, str]:
     return out
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
+def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     allowed = {*VOCABULARY["harm"], *HARM_OF}
     for label, meaning in labels.items():
         if meaning not in allowed:
             raise PromptError(
                 f"label {label!r} cannot mean {meaning!r}; choose from {_list(sorted(allowed))}."
             )
+    return {str(label).casefold(): meaning for label, meaning in labels.items()}
 
 
 def _text(value: Any, column: str, where: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from refusal_nn.errors import PromptError
-from refusal_nn.prompts._labels import content_key, quote
+from refusal_nn.prompts._labels import content_key, quote, repeats
 from refusal_nn.prompts._prompts import Prompts
 
 
@@ -31,13 +31,14 @@ class Overlap:
     families: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = []
-        if self.texts:
-            noun = "prompt" if len(self.texts) == 1 else "prompts"
-            parts.append(f"{len(self.texts)} {noun} (such as {quote(self.texts[0])})")
-        if self.families:
-            noun = "family" if len(self.families) == 1 else "families"
-            parts.append(f"{len(self.families)} {noun} (such as {quote(self.families[0])})")
+        parts = [
+            f"{len(shared)} {one if len(shared) == 1 else more} (such as {quote(shared[0])})"
+            for shared, one, more in (
+                (self.texts, "prompt", "prompts"),
+                (self.families, "family", "families"),
+            )
+            if shared
+        ]
         return f"{self.left} and {self.right} share {' and '.join(parts)}"
 
 
@@ -86,13 +87,7 @@ def duplicates(prompts: Prompts) -> list[tuple[int, int]]:
     list of (first, again)
         0-based row numbers, in order of ``again``.
     """
-    seen: dict[str, int] = {}
-    pairs = []
-    for i, text in enumerate(prompts.text):
-        first = seen.setdefault(content_key(text), i)
-        if first != i:
-            pairs.append((first, i))
-    return pairs
+    return repeats(prompts.text)
 
 
 def _parts(prompts: tuple[Prompts, ...]) -> Iterator[tuple[str, Prompts]]:

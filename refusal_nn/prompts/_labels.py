@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 
 from refusal_nn.errors import PromptError
 
@@ -62,6 +63,13 @@ def normalise(text: str) -> str:
 def content_key(text: str) -> str:
     """Hash of the normalised text, 16 hex digits: equal for near-duplicates."""
     return prompt_id(normalise(text))
+
+
+def repeats(texts: Iterable[str]) -> list[tuple[int, int]]:
+    """Texts that repeat an earlier one, case and white space aside: the numbers of the two."""
+    first: dict[str, int] = {}
+    places = [(first.setdefault(content_key(text), i), i) for i, text in enumerate(texts)]
+    return [(before, again) for before, again in places if before != again]
 
 
 def quote(text: str, *, width: int = 60) -> str:

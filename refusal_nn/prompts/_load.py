@@ -10,16 +10,19 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts._columns import canonical_rows
 from refusal_nn.prompts._disjoint import check_disjoint
-from refusal_nn.prompts._labels import SPLITS, content_key, quote
+from refusal_nn.prompts._labels import SPLITS, VOCABULARY, quote, repeats
 from refusal_nn.prompts._prompts import Prompts
 from refusal_nn.prompts._read import FORMATS, read_rows
 from refusal_nn.prompts._sets import KNOWN, Loader, from_copy, from_hub, hub_rows, recognise
 from refusal_nn.prompts._splits import draw_splits
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 EMBEDDED = {
     "tiny-bench": "the prompts tiny-refuser is tested on: ten categories, toxic, hard and safe"
@@ -47,6 +50,34 @@ class SetInfo:
     reference: str = ""
 
 
+class Reading(TypedDict, total=False):
+    """How the rows of a source are read, where its own names and labels do not tell.
+
+    Attributes
+    ----------
+    like : str
+        Read the file or folder as a copy of this known set.
+    columns : mapping
+        Which column of the file is which, for example ``{"text": "goal"}``. Usual names are found
+        without it.
+    labels : mapping
+        What values of the label column mean, for example ``{"1": "harmful"}``.
+    category, harm, style, split : str
+        A label for all rows, whatever the file says.
+    loader : callable
+        ``(repository, config, split) -> rows`` in place of the ``datasets`` library.
+    """
+
+    like: str | None
+    columns: Mapping[str, str] | None
+    labels: Mapping[str, str] | None
+    category: str | None
+    harm: str | None
+    style: str | None
+    split: str | None
+    loader: Loader | None
+
+
 def available() -> list[SetInfo]:
     """Prompt sets that :func:`load_prompts` knows by name: embedded ones first."""
     return [SetInfo(name, "embedded", summary) for name, summary in EMBEDDED.items()] + [
@@ -57,19 +88,12 @@ def available() -> list[SetInfo]:
 def load_prompts(
     source: str | os.PathLike[str],
     *,
-    like: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[str, str] | None = None,
-    category: str | None = None,
-    harm: str | None = None,
-    style: str | None = None,
-    split: str | None = None,
     fractions: Mapping[str, float] | None = None,
     seed: int = 0,
     duplicates: Literal["error", "drop"] | None = None,
     check: bool = True,
     name: str | None = None,
-    loader: Loader | None = None,
+    **reading: Unpack[Reading],
 ) -> Prompts:
     """Load a prompt set by name or from a file, labelled and split.
 
@@ -79,15 +103,6 @@ def load_prompts(
         A name (see :func:`available`); a CSV, TSV, JSON or JSONL file; a folder with the files of a
         known set, or with ``train``, ``val`` and ``test`` files; for any data set of the hub
         ``hub:OWNER/NAME[:CONFIG[:SPLIT]]``; or several of these joined by ``+``.
-    like : str
-        Read the file or folder as a copy of this known set.
-    columns : mapping
-        Which column of the file is which, for example ``{"text": "goal"}``. Usual names are found
-        without it.
-    labels : mapping
-        What values of the label column mean, for example ``{"1": "harmful"}``.
-    category, harm, style, split : str
-        A label for all rows, whatever the file says.
     fractions : mapping
         Shares of train, val and test where splits are drawn (default .5, .2, .3): if the file has
         none, by family, stratified by category and harm.
@@ -101,8 +116,8 @@ def load_prompts(
         report.
     name : str
         Name of the set. Default: that of the source.
-    loader : callable
-        ``(repository, config, split) -> rows`` in place of the ``datasets`` library.
+    like, columns, labels, category, harm, style, split, loader
+        How rows are read: see :class:`Reading`.
 
     Returns
     -------
@@ -120,20 +135,15 @@ def load_prompts(
     >>> prompts.splits
     ['train', 'val', 'test']
     """
-    options: dict[str, Any] = {
-        "like": like,
-        "columns": columns,
-        "labels": labels,
-        "constants": {"category": category, "harm": harm, "style": style, "split": split},
-        "loader": loader,
-    }
+    if unknown := sorted(reading.keys() - Reading.__optional_keys__):
+        raise TypeError(f"load_prompts() got an unexpected keyword argument {unknown[0]!r}")
     if duplicates not in (None, "error", "drop"):
         raise PromptError(f"duplicates is 'error' or 'drop', not {duplicates!r}.")
     sources = _parts(os.fspath(source))
     rows: list[dict[str, str]] = []
     published = True
     for one in sources:
-        found, known = _rows(one, options)
+        found, known = _rows(one, reading)
         rows += found
         published &= known
     title = name or "+".join(_title(one) for one in sources)
@@ -227,34 +237,30 @@ def _write(path: Path, content: str) -> None:
         raise PromptError(f"cannot write {path}: {e.strerror}.") from e
 
 
-def _rows(source: str, options: Mapping[str, Any]) -> tuple[list[dict[str, str]], bool]:
+def _rows(source: str, reading: Reading) -> tuple[list[dict[str, str]], bool]:
     """Rows of one source, and whether it is a published set (not a user's file)."""
-    loader: Loader | None = options["loader"]
+    load = reading.get("loader") or hub_rows
     path = Path(source)
     if source in EMBEDDED:
         shipped = read_rows(Path(__file__).parent / "data" / f"{source}.jsonl")
-        return _constant(canonical_rows(shipped, source=source), options), False
-    if options["like"] is not None:
-        known = KNOWN.get(options["like"])
-        if known is None:
-            raise PromptError(
-                f"there is no known set {options['like']!r}; choose from {', '.join(KNOWN)}."
-            )
+        return _constant(canonical_rows(shipped, source=source), reading), False
+    if (like := reading.get("like")) is not None:
+        if like not in KNOWN:
+            raise PromptError(f"there is no known set {like!r}; choose from {', '.join(KNOWN)}.")
         if not _exists(path):
-            raise PromptError(f"there is no file or folder {source!r} to read like {known.name}.")
-        return _constant(from_copy(known, path), options), True
+            raise PromptError(f"there is no file or folder {source!r} to read like {like}.")
+        return _constant(from_copy(KNOWN[like], path), reading), True
     if source in KNOWN and not _exists(path):
-        return _constant(from_hub(KNOWN[source], loader), options), True
+        return _constant(from_hub(KNOWN[source], load), reading), True
     if source.startswith("hub:"):
         repository, config, split = _hub_place(source)
-        raw = list((loader or hub_rows)(repository, config, split))
-        return _canonical(raw, repository, options), True
+        return _canonical(list(load(repository, config, split)), repository, reading), True
     if _exists(path) and path.is_dir():
         if found := recognise(path):
-            return _constant(from_copy(found, path), options), True
-        return _split_files(path, options), False
+            return _constant(from_copy(found, path), reading), True
+        return _split_files(path, reading), False
     if _exists(path) or path.suffix.lower() in FORMATS:
-        return _canonical(read_rows(path), path.stem, options, file=path.name), False
+        return _canonical(read_rows(path), path.stem, reading, file=path.name), False
     names = [*EMBEDDED, *KNOWN]
     close = difflib.get_close_matches(source, names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}."
@@ -269,38 +275,38 @@ def _exists(path: Path) -> bool:
 
 
 def _canonical(
-    raw: list[Any],
-    source: str,
-    options: Mapping[str, Any],
-    *,
-    file: str | None = None,
-    **constants: str,
+    raw: list[Any], source: str, reading: Reading, *, file: str | None = None, **constants: str
 ) -> list[dict[str, str]]:
     return canonical_rows(
         raw,
         source=source,
         file=file,
-        columns=options["columns"],
-        labels=options["labels"],
-        constants={**options["constants"], **constants},
+        columns=reading.get("columns"),
+        labels=reading.get("labels"),
+        constants={**_for_all(reading), **constants},
     )
 
 
-def _constant(rows: list[dict[str, str]], options: Mapping[str, Any]) -> list[dict[str, str]]:
+def _constant(rows: list[dict[str, str]], reading: Reading) -> list[dict[str, str]]:
     """Give canonical rows the labels that the caller set for all."""
-    constants = {k: v for k, v in options["constants"].items() if v is not None}
-    if options["columns"] or options["labels"]:
+    if reading.get("columns") or reading.get("labels"):
         raise PromptError(
             "columns= and labels= are for files of unknown form; the columns of this set are known."
         )
-    if not constants:
+    if not (constants := _for_all(reading)):
         return rows
     # splits that are still to be drawn are empty, which in a file would be a mistake
     split = [{k: v for k, v in row.items() if k != "split" or v} for row in rows]
     return canonical_rows(split, source=rows[0]["source"], constants=constants)
 
 
-def _split_files(folder: Path, options: Mapping[str, Any]) -> list[dict[str, str]]:
+def _for_all(reading: Reading) -> dict[str, str]:
+    """The labels that the caller set for all rows."""
+    labels = ("category", *VOCABULARY)
+    return {name: str(v) for name, v in reading.items() if name in labels and v is not None}
+
+
+def _split_files(folder: Path, reading: Reading) -> list[dict[str, str]]:
     rows = []
     for split in SPLITS:
         files = [folder / f"{split}{ending}" for ending in FORMATS]
@@ -309,7 +315,7 @@ def _split_files(folder: Path, options: Mapping[str, Any]) -> list[dict[str, str
             raise PromptError(f"{folder.name} holds {found[0].name} and {found[1].name}; keep one.")
         if found:
             rows += _canonical(
-                read_rows(found[0]), folder.name, options, file=found[0].name, split=split
+                read_rows(found[0]), folder.name, reading, file=found[0].name, split=split
             )
     if not rows:
         raise PromptError(
@@ -321,15 +327,10 @@ def _split_files(folder: Path, options: Mapping[str, Any]) -> list[dict[str, str
 
 def _distinct(rows: list[dict[str, str]], title: str, drop: bool) -> list[dict[str, str]]:
     """Rows without repeated prompts, or an error about the first one."""
-    first: dict[str, int] = {}
-    kept = []
-    for i, row in enumerate(rows):
-        before = first.setdefault(content_key(row["text"]), i)
-        if before == i:
-            kept.append(row)
-            continue
-        other = rows[before]
-        place = f"{title}: {quote(row['text'])} stands in rows {before + 1} and {i + 1}"
+    repeated = repeats(row["text"] for row in rows)
+    for before, again in repeated:
+        other, row = rows[before], rows[again]
+        place = f"{title}: {quote(row['text'])} stands in rows {before + 1} and {again + 1}"
         if other["harm"] != row["harm"]:
             raise PromptError(
                 f"{place}, labelled {other['harm']} and {row['harm']}; remove one of them."
@@ -341,9 +342,10 @@ def _distinct(rows: list[dict[str, str]], title: str, drop: bool) -> list[dict[s
                 f"{place}{where}; remove one of them, or pass duplicates='drop' "
                 "(--duplicates drop)."
             )
-    if len(kept) < len(rows):
-        _log.info("%s: dropped %d repeated prompts", title, len(rows) - len(kept))
-    return kept
+    if repeated:
+        _log.info("%s: dropped %d repeated prompts", title, len(repeated))
+    dropped = {again for _, again in repeated}
+    return [row for i, row in enumerate(rows) if i not in dropped]
 
 
 def _parts(source: str) -> list[str]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from refusal_nn.errors import PromptError
-from refusal_nn.prompts._columns import SPLIT_NAMES, canonical_rows
+from refusal_nn.prompts._columns import canonical_rows, columns_of, find
 from refusal_nn.prompts._disjoint import check_disjoint
-from refusal_nn.prompts._labels import VOCABULARY, content_key
 from refusal_nn.prompts._pairs import Pairs
 from refusal_nn.prompts._read import FORMATS, read_rows
 from refusal_nn.prompts._splits import draw_splits
@@ -19,12 +18,9 @@ EMBEDDED_PAIRS = {
 }
 """Sets of pairs shipped with the package, by name."""
 
-_ALIASES: dict[str, tuple[str, ...]] = {
+_ALIASES = {
     "clean": ("clean", "harmful"),
     "corrupted": ("corrupted", "harmless"),
-    "category": ("category",),
-    "split": ("split",),
-    "family": ("family",),
     "pair": ("pair", "pair_id"),
 }
 
@@ -80,12 +76,8 @@ def load_pairs(source: str | os.PathLike[str], *, seed: int = 0, name: str | Non
 
 def _labelled(raw: list[dict[str, Any]], file: str) -> list[dict[str, str]]:
     """Rows with the columns of pairs; ``split`` is empty where the file has none."""
-    found = list(dict.fromkeys(str(column) for row in raw for column in row))
-    names = {
-        ours: column
-        for ours, aliases in _ALIASES.items()
-        if (column := next((c for a in aliases for c in found if c.casefold() == a), None))
-    }
+    found = columns_of(raw)
+    names = find(found, _ALIASES)
     if "pair" in names and not {"clean", "corrupted"} & set(names):
         return _joined(raw, names["pair"], file)
     if missing := [c for c in ("clean", "corrupted") if c not in names]:
@@ -94,36 +86,23 @@ def _labelled(raw: list[dict[str, Any]], file: str) -> list[dict[str, str]]:
             "Give one pair a row, with its harmful prompt in column clean and its harmless one in "
             "column corrupted; or one prompt a row, with a column pair that names its pair."
         )
-    rows = []
     for i, row in enumerate(raw, start=1):
-        values = {c: str(row.get(names[c]) or "").strip() for c in names if c != "pair"}
-        if empty := [c for c in ("clean", "corrupted") if not values[c]]:
-            raise PromptError(
-                f"{file}, row {i} has an empty {names[empty[0]]!r}; a pair needs both prompts."
-            )
-        split = values.get("split", "")
-        if split.casefold() not in ("", *SPLIT_NAMES) or ("split" in names and not split):
-            raise PromptError(
-                f"{file}, row {i} has split {split!r}; allowed are "
-                f"{', '.join(VOCABULARY['split'])}."
-            )
-        rows.append(
-            {
-                "clean": values["clean"],
-                "corrupted": values["corrupted"],
-                "category": values.get("category") or "uncategorised",
-                "split": SPLIT_NAMES[split.casefold()] if split else "",
-                "family": values.get("family") or f"text-{content_key(values['clean'])}",
-            }
-        )
-    return rows
+        for side in ("clean", "corrupted"):
+            if not str(row.get(names[side]) or "").strip():
+                raise PromptError(
+                    f"{file}, row {i} has an empty {names[side]!r}; a pair needs both prompts."
+                )
+    sides = (
+        canonical_rows(raw, source=file, columns={"text": names[side]}, constants={"style": style})
+        for side, style in (("clean", "toxic"), ("corrupted", "hard"))
+    )
+    return [_pair(*both, both[0]["family"]) for both in zip(*sides, strict=True)]
 
 
 def _joined(raw: list[dict[str, Any]], column: str, file: str) -> list[dict[str, str]]:
     """Pairs from a file of prompts that say which pair they belong to."""
-    prompts = canonical_rows(raw, source=Path(file).stem, file=file)
     groups: dict[str, list[dict[str, str]]] = {}
-    for source, row in zip(raw, prompts, strict=True):
+    for source, row in zip(raw, canonical_rows(raw, source=file), strict=True):
         groups.setdefault(str(source.get(column) or "").strip(), []).append(row)
     rows = []
     for pair, members in groups.items():
@@ -141,16 +120,18 @@ def _joined(raw: list[dict[str, Any]], column: str, file: str) -> list[dict[str,
             )
         # a family of the file's own joins pairs; prompts without one are their own family
         family = clean["family"] if "family" in {c.casefold() for c in raw[0]} else f"pair-{pair}"
-        rows.append(
-            {
-                "clean": clean["text"],
-                "corrupted": corrupted["text"],
-                "category": clean["category"],
-                "split": clean["split"],
-                "family": family,
-            }
-        )
+        rows.append(_pair(clean, corrupted, family))
     return rows
+
+
+def _pair(clean: dict[str, str], corrupted: dict[str, str], family: str) -> dict[str, str]:
+    return {
+        "clean": clean["text"],
+        "corrupted": corrupted["text"],
+        "category": clean["category"],
+        "split": clean["split"],
+        "family": family,
+    }
 
 
 def _split(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:

@@ -184,9 +184,8 @@ def known_rows(known: KnownSet, tables: Iterable[Iterable[Row]]) -> list[dict[st
     return rows
 
 
-def from_hub(known: KnownSet, loader: Loader | None = None) -> list[dict[str, str]]:
-    """Rows of a known set from the Hugging Face hub."""
-    load = loader if loader is not None else hub_rows
+def from_hub(known: KnownSet, load: Loader) -> list[dict[str, str]]:
+    """Rows of a known set from the Hugging Face hub, or whatever takes its place."""
     return known_rows(known, (load(known.repository, p.config, p.split) for p in known.parts))
 
 
