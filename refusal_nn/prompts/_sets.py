@@ -24,18 +24,18 @@ class Part:
     ----------
     file : str
         Its file name in a local copy.
+    style : str
+        Style of all its rows; empty where its label column says it.
     config, split : str
         Its place in the hub repository.
-    constants : mapping
-        Labels all its rows have.
     labels : mapping
         What the values of its label column mean.
     """
 
     file: str
-    split: str = "train"
+    style: str = ""
     config: str | None = None
-    constants: Mapping[str, str] = field(default_factory=dict)
+    split: str = "train"
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -51,6 +51,8 @@ class KnownSet:
         Its tables.
     columns : mapping
         Which column is which, where the usual names do not tell.
+    category : str
+        Category of all its rows; empty where a column says it.
     adapt : callable, optional
         Changes a row before it is read; None leaves the row out.
     """
@@ -61,6 +63,7 @@ class KnownSet:
     reference: str
     parts: tuple[Part, ...]
     columns: Mapping[str, str] = field(default_factory=dict)
+    category: str = ""
     adapt: Callable[[Row], Row | None] | None = None
 
 
@@ -73,9 +76,6 @@ def _shared_category(row: Row) -> Row:
     return {**row, "type": str(row.get("type", "")).removeprefix("contrast_")}
 
 
-_HARMFUL = {"style": "toxic"}
-_HARD = {"style": "hard"}
-
 KNOWN: dict[str, KnownSet] = {
     known.name: known
     for known in (
@@ -85,11 +85,9 @@ KNOWN: dict[str, KnownSet] = {
             "80k safe, 1.3k hard and 655 toxic prompts in ten categories",
             "Cui et al. 2024, OR-Bench, arXiv 2405.20947",
             (
-                Part("or-bench-80k.csv", config="or-bench-80k", constants={"style": "safe"}),
-                Part(
-                    "or-bench-hard-1k.csv", config="or-bench-hard-1k", constants={"style": "hard"}
-                ),
-                Part("or-bench-toxic.csv", config="or-bench-toxic", constants=_HARMFUL),
+                Part("or-bench-80k.csv", "safe", "or-bench-80k"),
+                Part("or-bench-hard-1k.csv", "hard", "or-bench-hard-1k"),
+                Part("or-bench-toxic.csv", "toxic", "or-bench-toxic"),
             ),
             columns={"text": "prompt", "category": "category"},
         ),
@@ -98,7 +96,8 @@ KNOWN: dict[str, KnownSet] = {
             "walledai/AdvBench",
             "520 harmful instructions",
             "Zou et al. 2023, arXiv 2307.15043",
-            (Part("harmful_behaviors.csv", constants={**_HARMFUL, "category": "advbench"}),),
+            (Part("harmful_behaviors.csv", "toxic"),),
+            category="advbench",
         ),
         KnownSet(
             "jailbreakbench",
@@ -106,8 +105,8 @@ KNOWN: dict[str, KnownSet] = {
             "100 harmful and 100 matching benign behaviours in ten categories",
             "Chao et al. 2024, arXiv 2404.01318",
             (
-                Part("harmful-behaviors.csv", "harmful", "behaviors", _HARMFUL),
-                Part("benign-behaviors.csv", "benign", "behaviors", _HARD),
+                Part("harmful-behaviors.csv", "toxic", "behaviors", "harmful"),
+                Part("benign-behaviors.csv", "hard", "behaviors", "benign"),
             ),
             # the benign behaviour of an index is the counterpart of the harmful one
             columns={"text": "Goal", "category": "Category", "family": "Index"},
@@ -117,26 +116,22 @@ KNOWN: dict[str, KnownSet] = {
             "walledai/HarmBench",
             "200 harmful instructions without context or copyright",
             "Mazeika et al. 2024, arXiv 2402.04249",
-            (Part("harmbench-standard.csv", config="standard", constants=_HARMFUL),),
+            (Part("harmbench-standard.csv", "toxic", "standard"),),
         ),
         KnownSet(
             "malicious-instruct",
             "walledai/MaliciousInstruct",
             "100 harmful questions",
             "Huang et al. 2023, arXiv 2310.06987",
-            (
-                Part(
-                    "malicious-instruct.csv",
-                    constants={**_HARMFUL, "category": "malicious-instruct"},
-                ),
-            ),
+            (Part("malicious-instruct.csv", "toxic"),),
+            category="malicious-instruct",
         ),
         KnownSet(
             "xstest",
             "walledai/XSTest",
             "250 safe prompts that look unsafe and 200 unsafe ones, by kind of likeness",
             "Röttger et al. 2024, arXiv 2308.01263",
-            (Part("xstest_prompts.csv", "test", labels={"safe": "hard", "unsafe": "toxic"}),),
+            (Part("xstest_prompts.csv", split="test", labels={"safe": "hard", "unsafe": "toxic"}),),
             columns={"text": "prompt", "category": "type", "harm": "label"},
             adapt=_shared_category,
         ),
@@ -145,8 +140,9 @@ KNOWN: dict[str, KnownSet] = {
             "tatsu-lab/alpaca",
             "31k harmless instructions (those that need no input)",
             "Taori et al. 2023, Stanford Alpaca",
-            (Part("alpaca_data.json", constants={"style": "safe", "category": "alpaca"}),),
+            (Part("alpaca_data.json", "safe"),),
             columns={"text": "instruction"},
+            category="alpaca",
             adapt=_without_input,
         ),
     )
@@ -162,7 +158,7 @@ def known_rows(known: KnownSet, tables: Iterable[Iterable[Row]]) -> list[dict[st
     PromptError
         If a table is empty or does not have the columns of the set.
     """
-    rows = []
+    rows: list[dict[str, str]] = []
     for part, table in zip(known.parts, tables, strict=True):
         read = list(table)
         check_mappings(read, f"{known.name} ({part.file})")
@@ -170,15 +166,15 @@ def known_rows(known: KnownSet, tables: Iterable[Iterable[Row]]) -> list[dict[st
         where = part.config or part.split if len(known.parts) > 1 else known.name
         if not raw:
             raise PromptError(f"{known.name}: {where} holds no prompts.")
-        columns = {k: v for k, v in known.columns.items() if k not in part.constants}
+        constants = {"source": known.name, "style": part.style, "category": known.category}
         made = canonical_rows(
             raw,
             source=f"{known.name} ({part.file})",
-            columns=columns,
+            columns=known.columns,
             labels=part.labels,
-            constants={**part.constants, "source": known.name},
+            constants={label: value for label, value in constants.items() if value},
         )
-        if "family" in columns:
+        if "family" in known.columns:
             made = [{**row, "family": f"{known.name}-{row['family']}"} for row in made]
         rows += made
     return rows

@@ -45,9 +45,8 @@ def draw_splits(
         If the fractions are not shares of the three splits.
     """
     shares = _checked(fractions if fractions is not None else FRACTIONS)
-    groups = _groups(rows)
     strata: dict[tuple[str, str], list[list[int]]] = {}
-    for group in groups:
+    for group in _groups(rows):
         stratum = min((rows[i]["harm"], rows[i]["category"]) for i in group)
         strata.setdefault(stratum, []).append(group)
 
@@ -83,22 +82,14 @@ def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
 
 def _groups(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
     """Rows connected through a shared family or a shared text."""
-    parent = list(range(len(rows)))
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    connected = DisjointSet(range(len(rows)))
     first: dict[tuple[str, str], int] = {}
     for i, row in enumerate(rows):
         for link in (("family", row["family"]), ("text", content_key(row["text"]))):
-            parent[root(i)] = root(first.setdefault(link, i))
-    found: dict[int, list[int]] = {}
-    for i in range(len(rows)):
-        found.setdefault(root(i), []).append(i)
-    return list(found.values())
+            connected.merge(i, first.setdefault(link, i))
+    return [sorted(group) for group in connected.subsets()]
 
 
 def _draw(seed: int, key: str) -> str:

@@ -111,10 +111,9 @@ def _warnings(
     prompts: Prompts, table: xr.Dataset, toxic_min: float, toxic_max: float, width_max: float
 ) -> list[str]:
     found = []
-    if not len(prompts.harmful):
-        found.append("There are no harmful prompts: directions need both classes.")
-    if not len(prompts.harmless):
-        found.append("There are no harmless prompts: directions need both classes.")
+    for harm in VOCABULARY["harm"]:
+        if harm not in prompts.harm:
+            found.append(f"There are no {harm} prompts: directions need both classes.")
     percent = 100 * float(table["overall_toxic_ratio"])
     if not toxic_min <= percent <= toxic_max:
         found.append(
@@ -123,7 +122,7 @@ def _warnings(
         )
     ratio = dict(zip(prompts.categories, 100 * table["toxic_ratio"].values, strict=True))
     without = [c for c, value in ratio.items() if value == 0]
-    if without and len(prompts.harmful):
+    if without and "harmful" in prompts.harm:
         found.append(f"No toxic prompts in these categories: {', '.join(without)}.")
     uneven = [
         f"{c} {value:.1f} %"
@@ -146,8 +145,6 @@ def _warnings(
 
 def _small(prompts: Prompts, table: xr.Dataset, width_max: float) -> list[str]:
     """Cells of the test split too small to give a rate with a useful interval."""
-    if "test" not in prompts.splits:
-        return []
     test = table.sel(split="test")
     small = [
         f"{category} {style} n={n} ({width:.2f})"

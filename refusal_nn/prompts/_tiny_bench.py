@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -92,23 +92,22 @@ def split_pairs(seed: int = SEED) -> dict[str, tuple[Pair, ...]]:
     pairs = all_pairs()
     splits: dict[str, list[Pair]] = {name: [] for name in (*PAIRS, "spare")}
     # objects of idioms would be unknown words in test were they not used elsewhere
-    free = Counter(_words_of((*pairs, *idiom_support())))
+    free = Counter(word for p in (*pairs, *idiom_support()) for word in (p.verb, p.object))
     for category in CATEGORIES:
         for style in STYLES:
             rows = [p for p in pairs if p.category == category and p.style == style]
             rows.sort(key=lambda p: _digest(seed, p.family))
             for name in ("test", "val"):
-                wanted = PAIRS[name]
-                for pair in list(rows):
-                    if not wanted:
-                        break
-                    if all(free[word] > 2 for word in _words_of([pair])):
-                        free.subtract(_words_of([pair]))
-                        splits[name].append(pair)
-                        rows.remove(pair)
-                        wanted -= 1
-                if wanted:
+                held: list[Pair] = []
+                for pair in rows:
+                    words = (pair.verb, pair.object)
+                    if len(held) < PAIRS[name] and all(free[word] > 2 for word in words):
+                        free.subtract(words)
+                        held.append(pair)
+                if len(held) < PAIRS[name]:
                     raise ValueError(f"too few {style} pairs of {category} for the {name} split")
+                splits[name] += held
+                rows = [pair for pair in rows if pair not in held]
             splits["train"] += rows[: PAIRS["train"]]
             splits["spare"] += rows[PAIRS["train"] :]
     return {name: tuple(rows) for name, rows in splits.items()}
@@ -180,10 +179,6 @@ def _pairs(category: str) -> Iterator[Pair]:
     for style in STYLES:
         for verb, obj in requests[style]:
             yield Pair(category, style, verb, obj)
-
-
-def _words_of(pairs: Iterable[Pair]) -> list[str]:
-    return [word for pair in pairs for word in (pair.verb, pair.object)]
 
 
 def _digest(seed: int, *parts: str) -> str:

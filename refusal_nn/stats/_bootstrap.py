@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from refusal_nn.errors import RequestError
-from refusal_nn.stats._clusters import checked_confidence, cluster_codes, sum_by_cluster
+from refusal_nn.stats._clusters import (
+    check_finite,
+    checked_confidence,
+    cluster_codes,
+    sum_by_cluster,
+)
 
 N_RESAMPLES = 9999
 _CHUNK = 4_000_000
@@ -88,7 +93,7 @@ def mean(
     """
     x = _checked(values, "values")
     table = np.stack([x, np.ones_like(x)], axis=1)
-    return _estimate(table, _ratio, x.shape[1:], "", cluster, confidence, n_resamples, seed)
+    return _estimate(table, _ratio, cluster, confidence, n_resamples, seed)
 
 
 def paired_difference(
@@ -119,16 +124,9 @@ def paired_difference(
     RequestError
         As :func:`mean`, or if the numbers of observations differ.
     """
-    x, y = _checked(a, "a"), _checked(b, "b")
-    _check_paired(x, y)
-    found = mean(
-        _trailing(x, y) - _trailing(y, x),
-        cluster=cluster,
-        confidence=confidence,
-        n_resamples=n_resamples,
-        seed=seed,
-    )
-    return Estimate(**{**vars(found), "method": "paired " + found.method})
+    x, y = _paired(_checked(a, "a"), _checked(b, "b"))
+    found = mean(x - y, cluster=cluster, confidence=confidence, n_resamples=n_resamples, seed=seed)
+    return replace(found, method=f"paired {found.method}")
 
 
 def ratio_of_means(
@@ -161,27 +159,18 @@ def ratio_of_means(
     RequestError
         As :func:`paired_difference`.
     """
-    x, y = _checked(numerator, "numerator"), _checked(denominator, "denominator")
-    _check_paired(x, y)
-    x, y = np.broadcast_arrays(_trailing(x, y), _trailing(y, x))
-    options: dict[str, Any] = {
-        "cluster": cluster,
-        "confidence": confidence,
-        "n_resamples": n_resamples,
-        "seed": seed,
-    }
-    found = _estimate(np.stack([x, y], axis=1), _ratio, x.shape[1:], "paired ", **options)
-    below = mean(y, **options)
+    x, y = _paired(_checked(numerator, "numerator"), _checked(denominator, "denominator"))
+    table = np.stack([x, y], axis=1)
+    found = _estimate(table, _ratio, cluster, confidence, n_resamples, seed)
+    below = mean(y, cluster=cluster, confidence=confidence, n_resamples=n_resamples, seed=seed)
     unbounded = ~((np.asarray(below.low) > 0) | (np.asarray(below.high) < 0))
-    ends = {k: np.where(unbounded, np.nan, getattr(found, k))[()] for k in ("low", "high")}
-    return Estimate(**{**vars(found), **ends})
+    low, high = (np.where(unbounded, np.nan, end)[()] for end in (found.low, found.high))
+    return replace(found, low=low, high=high, method=f"paired {found.method}")
 
 
 def _estimate(
     table: NDArray[np.float64],
     statistic: Statistic,
-    shape: tuple[int, ...],
-    prefix: str,
     cluster: ArrayLike | None,
     confidence: float,
     n_resamples: int,
@@ -191,7 +180,7 @@ def _estimate(
     level = checked_confidence(confidence)
     if n_resamples < 1:
         raise RequestError(f"n_resamples is {n_resamples}; at least 1 is needed (9999 is usual).")
-    n = len(table)
+    n, shape = len(table), table.shape[2:]
     codes, n_clusters = cluster_codes(cluster, n)
     sums = sum_by_cluster(table.reshape(n, table.shape[1], math.prod(shape)), codes, n_clusters)
     total = sums.sum(axis=0)
@@ -209,7 +198,7 @@ def _estimate(
         n,
         n_clusters,
         level,
-        f"{prefix}BCa bootstrap of {unit}, {n_resamples} resamples, seed {seed}",
+        f"BCa bootstrap of {unit}, {n_resamples} resamples, seed {seed}",
     )
 
 
@@ -264,20 +253,15 @@ def _checked(values: ArrayLike, name: str) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=float)
     if x.ndim == 0:
         raise RequestError(f"{name} is a single number; give one value an observation.")
-    if not np.isfinite(x).all():
-        raise RequestError(
-            f"{name} hold {int((~np.isfinite(x)).sum())} values that are not finite; drop those "
-            "observations first."
-        )
+    check_finite(x, name, "observations")
     return x
 
 
-def _check_paired(x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+def _paired(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Both over the same observations, their trailing axes broadcast."""
     if len(x) != len(y):
         raise RequestError(f"paired data have {len(x)} and {len(y)} observations; they must agree.")
-
-
-def _trailing(x: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``x`` with axes of length 1 after the first, so that trailing axes broadcast."""
-    missing = max(other.ndim - x.ndim, 0)
-    return x.reshape(len(x), *(1,) * missing, *x.shape[1:])
+    axes = max(x.ndim, y.ndim)
+    return np.broadcast_arrays(
+        *(v.reshape(len(v), *(1,) * (axes - v.ndim), *v.shape[1:]) for v in (x, y))
+    )

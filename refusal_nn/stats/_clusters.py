@@ -17,6 +17,15 @@ def checked_confidence(confidence: float) -> float:
     return float(confidence)
 
 
+def check_finite(values: NDArray[np.float64], name: str, unit: str) -> None:
+    """Refuse NaN and infinity; ``unit`` is what the user may drop."""
+    if not np.isfinite(values).all():
+        raise RequestError(
+            f"{name} hold {int((~np.isfinite(values)).sum())} values that are not finite; drop those "
+            f"{unit} first."
+        )
+
+
 def cluster_codes(cluster: ArrayLike | None, n: int) -> tuple[NDArray[np.intp], int]:
     """Number each observation's cluster from 0 on, in order of label.
 

@@ -57,4 +57,4 @@ def function_of_means(
         means = totals[..., :-1, 0] / totals[..., -1:, 0]
         return np.asarray(function(means))[..., None]
 
-    return _estimate(table, statistic, (), "", cluster, confidence, n_resamples, seed)
+    return _estimate(table, statistic, cluster, confidence, n_resamples, seed)

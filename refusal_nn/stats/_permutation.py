@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refusal_nn.errors import RequestError
-from refusal_nn.stats._clusters import cluster_codes, sum_by_cluster
+from refusal_nn.stats._clusters import check_finite, cluster_codes, sum_by_cluster
 
 _CHUNK = 4_000_000
 
@@ -90,11 +90,7 @@ def sign_flip(
     x = np.asarray(effects, dtype=float)
     if x.ndim == 0 or not len(x):
         raise RequestError("effects are empty; give one value a pair.")
-    if not np.isfinite(x).all():
-        raise RequestError(
-            f"effects hold {int((~np.isfinite(x)).sum())} values that are not finite; drop those "
-            "pairs first."
-        )
+    check_finite(x, "effects", "pairs")
     if alternative not in ("greater", "two-sided"):
         raise RequestError(f"alternative is 'greater' or 'two-sided', not {alternative!r}.")
     if n_permutations < 1:
