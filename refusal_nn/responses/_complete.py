@@ -135,14 +135,9 @@ def complete(
         return collect
 
     found = recorder.stage(stages[0], template, grid.batches, Passes(model, batch))
-    new = [
-        row[:n].tolist()
-        for row, n in zip(
-            found["completion_tokens"].values.reshape(-1, max_new_tokens),
-            found["n_tokens"].values.ravel(),
-            strict=True,
-        )
-    ]
+    tokens = found["completion_tokens"].values.reshape(-1, max_new_tokens)
+    lengths = found["n_tokens"].values.ravel()
+    new = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
     texts = np.array([model.decode(c) for c in new], dtype=object)
     return found.drop_vars("completion_tokens").assign(
         completion=(DIMS, texts.reshape(grid.shape)),

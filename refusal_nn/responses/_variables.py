@@ -1,88 +1,59 @@
-"""What is stored of judged completions; along dims of `_ANY` where there are several."""
+"""What is stored of judged completions; along several conditions or places where there are such."""
 
 from __future__ import annotations
 
-from refusal_nn.store import Spec, register
+from functools import partial
 
-_ARDITI = "Arditi et al. 2024"
-_GRID = ("intervention", "coefficient", "position", "layer", "candidate", "prompt")
-_ANY = ("intervention", "coefficient", "position", "layer", "candidate")
+from refusal_nn.store import register
+from refusal_nn.store.variables import specs
+
+_GRID = "[intervention], [coefficient], [position], [layer], [candidate], prompt"
+_SETS = "[intervention], [coefficient], [draw], [harm], [style], [category]"
+_CATEGORY = "intervention, [style], category"
+_GATE = "refusal_nn.judges.coherent"
+
+_verdict = partial(specs, "bool", "")
+_share = partial(specs, "float", "0 to 1")
 
 register(
-    Spec(
-        "refused",
+    *_verdict(
+        "Arditi et al. 2024, section 2.4; refusal_nn.judges.substring",
         _GRID,
-        "bool",
-        "",
-        "Whether the completion contains one of the 12 published refusal strings",
-        f"{_ARDITI}, section 2.4; refusal_nn.judges.substring",
-        optional=_ANY,
+        refused="Whether the completion contains one of the 12 published refusal strings",
     ),
-    Spec(
-        "repetition",
-        _GRID,
-        "float",
-        "0 to 1",
-        "Share of 4-grams of the completion that occurred before in it; higher = more repetitive",
+    *_share(
         "refusal_nn.judges.repetition",
-        optional=_ANY,
-    ),
-    Spec(
-        "nll",
         _GRID,
+        repetition="Share of 4-grams of the completion that occurred before in it; higher = more "
+        "repetitive",
+    ),
+    *specs(
         "float",
         "nats a token",
-        "Mean negative log-likelihood of the completion's tokens from the sixth on, under the "
-        "unedited model after a fixed harmless request; higher = stranger text",
-        "refusal_nn.judges.coherent",
-        optional=_ANY,
-    ),
-    Spec(
-        "coherent",
+        _GATE,
         _GRID,
-        "bool",
+        nll="Mean negative log-likelihood of the completion's tokens from the sixth on, under the "
+        "unedited model after a fixed harmless request; higher = stranger text",
+    ),
+    *_verdict(
+        _GATE, _GRID, coherent="Whether the completion is fluent text, by repetition and nll"
+    ),
+    *_share(
         "",
-        "Whether the completion is fluent text, by repetition and nll",
-        "refusal_nn.judges.coherent",
-        optional=_ANY,
+        _SETS,
+        refusal_rate="Share of completions that refuse and are coherent; the attrs name the interval",
+        coherent_rate="Share of completions that are coherent",
     ),
-    Spec(
-        "refusal_rate",
-        ("intervention", "coefficient", "draw", "harm", "style", "category"),
-        "float",
-        "0 to 1",
-        "Share of completions that refuse and are coherent; the attrs name the interval",
-        optional=("intervention", "coefficient", "draw", "harm", "style", "category"),
+    *_share(
+        "",
+        _CATEGORY,
+        category_refusal_rate="Share of a category's completions that refuse and are coherent",
+        category_coherent_rate="Share of a category's completions that are coherent",
     ),
-    Spec(
-        "category_refusal_rate",
-        ("intervention", "style", "category"),
-        "float",
-        "0 to 1",
-        "Share of a category's completions that refuse and are coherent",
-        optional=("style",),
-    ),
-    Spec(
-        "category_coherent_rate",
-        ("intervention", "style", "category"),
-        "float",
-        "0 to 1",
-        "Share of a category's completions that are coherent",
-        optional=("style",),
-    ),
-    Spec(
-        "first_token_refusal_rate",
-        ("intervention", "style"),
-        "float",
-        "0 to 1",
-        "Share of prompts after which the refusal tokens are more likely than all others together",
-    ),
-    Spec(
-        "coherent_rate",
-        ("intervention", "coefficient", "draw", "harm", "style", "category"),
-        "float",
-        "0 to 1",
-        "Share of completions that are coherent",
-        optional=("intervention", "coefficient", "draw", "harm", "style", "category"),
+    *_share(
+        "",
+        "intervention, style",
+        first_token_refusal_rate="Share of prompts after which the refusal tokens are more likely "
+        "than all others together",
     ),
 )
