@@ -92,11 +92,11 @@ def _labelled(raw: list[dict[str, Any]], file: str) -> list[dict[str, str]]:
                 raise PromptError(
                     f"{file}, row {i} has an empty {names[side]!r}; a pair needs both prompts."
                 )
-    sides = (
+    harmful, harmless = (
         canonical_rows(raw, source=file, columns={"text": names[side]}, constants={"style": style})
         for side, style in (("clean", "toxic"), ("corrupted", "hard"))
     )
-    return [_pair(*both, both[0]["family"]) for both in zip(*sides, strict=True)]
+    return [_pair(a, b, a["family"]) for a, b in zip(harmful, harmless, strict=True)]
 
 
 def _joined(raw: list[dict[str, Any]], column: str, file: str) -> list[dict[str, str]]:
