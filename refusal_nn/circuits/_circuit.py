@@ -175,8 +175,8 @@ class Circuit:
         data: dict[str, Any] = {"in_circuit": (("src", "dst"), self.kept.copy())}
         if self.scores is not None:
             data["edge_score"] = (("src", "dst"), self.scores.copy())
-        attrs = {**self.attrs, **self.graph.to_attrs()}
-        attrs |= {"n_kept": self.n_kept, "n_total": self.n_total}
+        sizes = {"n_kept": self.n_kept, "n_total": self.n_total}
+        attrs = {**self.attrs, **self.graph.to_attrs(), **sizes}
         coords = {"src": list(self.graph.src), "dst": list(self.graph.dst)}
         return xr.Dataset(data, coords=coords, attrs=attrs)
 

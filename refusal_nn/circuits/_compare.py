@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -212,15 +212,14 @@ def rank_overlap(a: NDArray[np.float64], b: NDArray[np.float64], *, depth: int) 
     return min(1.0, float(agreement @ weights + persistence**n))
 
 
-def _one_graph(circuits: Mapping[str, Any]) -> Graph:
+def _one_graph(circuits: Mapping[str, Circuit]) -> Graph:
     if len(circuits) < 2:
         raise RequestError(f"comparing needs at least two circuits, got {len(circuits)}.")
-    first_name, first = next(iter(circuits.items()))
-    for name, circuit in circuits.items():
-        if circuit.graph != first.graph:
+    (known, one), *others = circuits.items()
+    for name, circuit in others:
+        if circuit.graph != one.graph:
             raise RequestError(
-                f"circuits {first_name!r} and {name!r} are of different graphs; compare circuits of one "
+                f"circuits {known!r} and {name!r} are of different graphs; compare circuits of one "
                 "model."
             )
-    graph: Graph = first.graph
-    return graph
+    return one.graph

@@ -117,7 +117,8 @@ def dot(circuit: Circuit) -> str:
             "style": "dashed" if arrow.against else None,
             "tooltip": _quoted(f"{arrow.edge} {arrow.score!r}" if known else arrow.edge),
         }
-        lines.append(f"  {_quoted(arrow.src)} -> {_quoted(arrow.dst)} [{_listed(options)}];")
+        listed = ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)
+        lines.append(f"  {_quoted(arrow.src)} -> {_quoted(arrow.dst)} [{listed}];")
     lines += [
         f"  {_quoted(kv)} -> {_quoted(head)} [style=dotted, arrowhead=none, tooltip={_quoted(TIE)}];"
         for kv, head in taken.ties
@@ -150,7 +151,3 @@ def _shape(component: Component) -> str:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _listed(options: dict[str, str | None]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)

@@ -73,20 +73,16 @@ def discover(
     """
     graph, found = mean_scores(scores)
     worth = supporting(found, str(scores.attrs.get("metric")))
-    n = _requested(graph, edges, fraction, threshold, rule)
-    kept = choose(graph, worth, n=n, threshold=threshold, rule=rule, ranking=ranking)
-    if n is None:
-        assert threshold is not None
-        requested = int((ranked(worth, ranking) >= threshold).sum())
-    else:
-        requested = n
+    rank = ranked(worth, ranking)
+    n = _requested(graph, rank, edges, fraction, threshold, rule)
+    kept = choose(graph, worth, n=n, rule=rule, ranking=ranking)
     if not kept.any():
-        raise RequestError(_nothing_left(graph, ranked(worth, ranking), rule, requested))
+        raise RequestError(_nothing_left(graph, rank, rule, n))
     told = (*SCORED, *PROVENANCE)
     attrs: dict[str, Any] = {
         k: v for k, v in scores.attrs.items() if k in told or str(k).startswith("metric")
     }
-    attrs |= {"rule": rule, "ranking": ranking, "requested": requested}
+    attrs |= {"rule": rule, "ranking": ranking, "requested": n}
     if threshold is not None:
         attrs["threshold"] = float(threshold)
     for name, label in ((FOUND_PAIRS, "prompt_id"), (FOUND_FAMILIES, "family")):
@@ -99,18 +95,12 @@ def choose(
     graph: Graph,
     worth: NDArray[np.float64],
     *,
-    n: int | None = None,
-    threshold: float | None = None,
+    n: int,
     rule: str = "top",
     ranking: str = "absolute",
 ) -> NDArray[np.bool_]:
-    """The pruned circuit that a rule picks from scores ``[src, dst]``, higher = supports more."""
-    rank = ranked(worth, ranking)
-    if rule == "threshold":
-        assert threshold is not None
-        return prune(graph, graph.mask & (np.nan_to_num(rank, nan=-np.inf) >= threshold))
-    assert n is not None
-    return prune(graph, first(graph, taken(graph, rank, rule, n), n))
+    """The pruned circuit of ``n`` edges by scores ``[src, dst]``, higher = supports more."""
+    return prune(graph, first(graph, taken(graph, ranked(worth, ranking), rule, n), n))
 
 
 def taken(
@@ -279,18 +269,20 @@ def _nothing_left(graph: Graph, rank: NDArray[np.float64], rule: str, requested:
 
 def _requested(
     graph: Graph,
+    rank: NDArray[np.float64],
     edges: int | None,
     fraction: float | None,
     threshold: float | None,
     rule: str,
-) -> int | None:
+) -> int:
+    """How many edges to take, of as many as there are."""
     given = [name for name, v in (("edges", edges), ("fraction", fraction)) if v is not None]
     if rule == "threshold":
         if threshold is None or given:
             raise RequestError("rule 'threshold' takes a threshold and neither edges nor fraction.")
         if not np.isfinite(threshold):
             raise RequestError(f"the threshold is {threshold}; give a finite number.")
-        return None
+        return int((rank >= threshold).sum())
     if threshold is not None:
         raise RequestError(f"a threshold goes with rule 'threshold', not {rule!r}; set that rule.")
     if len(given) != 1:

@@ -135,8 +135,8 @@ def evaluate(
         groups["grid"], areas = _grid(bench, scale, circuit)
         root = root.assign(areas)
     if nulls:
-        drawn = np.stack([random_circuits(circuit, draws, kind=k, seed=seed) for k in nulls])
-        groups["null"] = _null(bench, scale, nulls, drawn, found.value)
+        drawn = {k: random_circuits(circuit, draws, kind=k, seed=seed) for k in nulls}
+        groups["null"] = _null(bench, scale, drawn, found.value)
     if minimality:
         groups["minimality"] = _minimality(bench, scale, circuit, alone)
     root.attrs = {
@@ -185,27 +185,24 @@ def _grid(bench: Bench, scale: Scale, circuit: Circuit) -> tuple[xr.Dataset, dic
 
 
 def _null(
-    bench: Bench,
-    scale: Scale,
-    nulls: Sequence[str],
-    drawn: NDArray[np.bool_],
-    observed: float,
+    bench: Bench, scale: Scale, drawn: dict[str, NDArray[np.bool_]], observed: float
 ) -> xr.Dataset:
-    """Random circuits ``[null, draw, src, dst]``, and whether they do as well."""
-    names = [f"{kind} {i}" for kind in nulls for i in range(drawn.shape[1])]
-    table = bench.measure("null", drawn, names)
+    """Random circuits ``[draw, src, dst]`` of each kind, and whether they do as well."""
+    kept = np.stack([*drawn.values()])
+    draws = range(kept.shape[1])
+    table = bench.measure("null", kept, [f"{kind} {i}" for kind in drawn for i in draws])
     values = (table - scale.nothing).mean(-1) / scale.total.mean()
     dims = ("null", "draw")
     return xr.Dataset(
         {
             "circuit_metric": ((*dims, "prompt"), table),
-            "edges_kept": (dims, drawn.sum((2, 3))),
+            "edges_kept": (dims, kept.sum((2, 3))),
             "faithfulness": (dims, values),
             "p_value": ("null", [p_value(observed, row) for row in values]),
         },
         coords={
-            "null": np.array(list(nulls), dtype=object),
-            "draw": np.arange(drawn.shape[1]),
+            "null": np.array(list(drawn), dtype=object),
+            "draw": np.array(draws),
             **bench.labels(),
         },
     )

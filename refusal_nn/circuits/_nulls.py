@@ -54,10 +54,9 @@ def random_circuits(
     RequestError
         If the kind is unknown or no draws are asked for.
     """
+    check_nulls([kind], n)
     graph = circuit.graph
     level = strata(graph, kind)
-    if n < 1:
-        raise RequestError(f"{n} random circuits were asked for; at least 1 is needed.")
     size = int(prune(graph, circuit.kept).sum())
     rule = str(circuit.attrs["rule"]) if _made_by_rule(circuit) else "top"
     rng = np.random.default_rng([seed, NULLS.index(kind)])
@@ -155,15 +154,7 @@ def p_value(observed: float, null: ArrayLike) -> float:
 
 
 def strata(graph: Graph, kind: str) -> NDArray[np.int_]:
-    """``[src, dst]``: edges of one number are drawn from each other's place.
-
-    Raises
-    ------
-    RequestError
-        If the kind is unknown.
-    """
-    if kind not in NULLS:
-        raise RequestError(f"unknown null {kind!r}; nulls are {', '.join(NULLS)}.")
+    """``[src, dst]``: edges of one number are drawn from each other's place."""
     if kind == "random":
         return np.zeros(graph.mask.shape, dtype=int)
     blocks = dense(graph)

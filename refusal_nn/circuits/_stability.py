@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from refusal_nn.attribution._summary import family_sums
 from refusal_nn.circuits._circuit import PROVENANCE, Circuit
-from refusal_nn.circuits._discover import choose, mean_scores, prompt_scores, supporting
+from refusal_nn.circuits._discover import choose, mean_scores, prompt_scores, ranked, supporting
 from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from refusal_nn.models._graph import Graph
 
 _BYTES = 1 << 28
 _EDGES = 1 << 16
@@ -177,9 +179,10 @@ def _resampled(
         yield from (total / (w @ counts) for total, w in zip(totals, some, strict=True))
 
 
-def _like(circuit: Circuit, graph: Any, worth: np.ndarray) -> np.ndarray:
+def _like(circuit: Circuit, graph: Graph, worth: np.ndarray) -> np.ndarray:
     """A circuit made as another was, from other scores."""
     rule, ranking = str(circuit.attrs.get("rule")), str(circuit.attrs.get("ranking"))
-    threshold = circuit.attrs.get("threshold")
-    n = None if rule == "threshold" else int(circuit.attrs.get("requested", circuit.n_kept))
-    return choose(graph, worth, n=n, threshold=threshold, rule=rule, ranking=ranking)
+    n = int(circuit.attrs.get("requested", circuit.n_kept))
+    if rule == "threshold":
+        n = int((ranked(worth, ranking) >= circuit.attrs["threshold"]).sum())
+    return choose(graph, worth, n=n, rule=rule, ranking=ranking)
