@@ -51,7 +51,6 @@ _LOADED = {
     "Pairs": {"metavar": "PAIRS", "help": _PAIRS},
 }
 _SHARED = {"batch_size": batch_size_option, "seed": seed_option}
-_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 
 
 def analysis_command(
@@ -165,7 +164,7 @@ def _option(parameter: Parameter, more: Mapping[str, Any]) -> Decorator:
     elif kind.startswith("Sequence["):
         told["metavar"] = "LIST"
     else:
-        told.setdefault("type", _TYPES.get(kind, str))
+        told.setdefault("type", {"int": int, "float": float}.get(kind, str))
     told |= more
     if "default" in more:
         told |= {"required": False, "show_default": True}

@@ -36,22 +36,21 @@ class OtherNoun(click.Group):
     """
 
     def __init__(self, noun: str, ours: click.Group | None = None) -> None:
-        self.ours = ours
         self.targets = targets_of(noun)
-        told = f"Added by {_packages(self.targets)}."
-        super().__init__(name=noun, help=told if ours is None else ours.help)
+        if ours is None:
+            super().__init__(name=noun, help=f"Added by {_packages(self.targets)}.")
+        else:
+            super().__init__(name=noun, commands=ours.commands, help=ours.help)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, those of installed packages last."""
-        first = [] if self.ours is None else self.ours.list_commands(ctx)
-        return [*first, *(verb for verb in self.targets if verb not in first)]
+        return list(dict.fromkeys([*super().list_commands(ctx), *self.targets]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb; one that cannot be read says so in its own line of help."""
-        own = None if self.ours is None else self.ours.get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in self.targets:
+        own, target = super().get_command(ctx, cmd_name), self.targets.get(cmd_name)
+        if own is not None or target is None:
             return own
-        target = self.targets[cmd_name]
         try:
             told = read_signature(target).summary
             return analysis_command(target, cmd_name, text=told)(show_sizes)

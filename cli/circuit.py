@@ -125,9 +125,8 @@ def evaluate(run: Run) -> None:
     nulls: dict[str, dict[str, Any]] = {}
     if "null" in run.tree.children:
         found = run.tree["null"].to_dataset()
-        draws = int(found.sizes["draw"])
-        for kind, p in zip(found["null"].values, found["p_value"].values, strict=True):
-            nulls[str(kind)] = {"p": float(p), "n": draws}
+        ps = found["p_value"].to_series()
+        nulls = {str(kind): {"p": float(p), "n": found.sizes["draw"]} for kind, p in ps.items()}
     edges = {"kept": int(attrs["n_kept"]), "total": int(attrs["n_total"])}
     document = {
         **bounds,

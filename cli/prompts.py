@@ -125,22 +125,12 @@ def prompts_stats(prompts: str, **reading: Any) -> None:
 
     table = stats(load_prompts(prompts, check=False, **_given(reading)))
     warnings = table.attrs["warnings"]
-    by_style = table["prompt_count"].sum("split")
-    rows = [
-        {
-            "category": str(category),
-            **{style: int(by_style.sel(category=category, style=style)) for style in STYLES},
-            "total": int(table["category_count"].sel(category=category)),
-            "safe_ratio": float(table["safe_ratio"].sel(category=category)),
-            "toxic_ratio": float(table["toxic_ratio"].sel(category=category)),
-        }
-        for category in table["category"].values
-    ]
-    by_split = table["prompt_count"].sum("category")
-    splits = {
-        str(split): {style: int(by_split.sel(split=split, style=style)) for style in STYLES}
-        for split in table["split"].values
-    }
+    counts = table["prompt_count"].transpose("category", "split", "style")
+    by_style = counts.sum("split").to_pandas()[list(STYLES)]
+    more = table[["category_count", "safe_ratio", "toxic_ratio"]].to_dataframe()
+    categories = by_style.join(more.rename(columns={"category_count": "total"}))
+    rows = categories.reset_index().to_dict("records")
+    splits = counts.sum("category").to_pandas()[list(STYLES)].to_dict("index")
     ratios = ("overall_safe_ratio", "overall_toxic_ratio", "toxic_to_safe")
     overall = {name: float(table[name]) for name in ratios}
     names = {name: table.attrs[name] for name in ("prompts", "prompts_hash")}

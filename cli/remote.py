@@ -64,22 +64,20 @@ def remote_jobs(stores: Path) -> None:
     from refusal_nn.store import job_ledgers, open_runs
 
     hosts: dict[str, _Host] = {}
-    jobs = []
-    for run in open_runs(stores).select(state="partial"):
-        for stage, ledger in job_ledgers(run.path).items():
-            for entry in ledger.jobs:
-                host = entry["host"]
-                jobs.append(
-                    {
-                        "run": run.name,
-                        "stage": stage,
-                        "job": entry["id"],
-                        "state": hosts.setdefault(host, _Host(host)).state_of(entry),
-                        "batches": len(entry["batches"]),
-                        "minutes": round((time.time() - entry["submitted"]) / 60, 1),
-                        "host": host,
-                    }
-                )
+    jobs = [
+        {
+            "run": run.name,
+            "stage": stage,
+            "job": entry["id"],
+            "state": hosts.setdefault(entry["host"], _Host(entry["host"])).state_of(entry),
+            "batches": len(entry["batches"]),
+            "minutes": round((time.time() - entry["submitted"]) / 60, 1),
+            "host": entry["host"],
+        }
+        for run in open_runs(stores).select(state="partial")
+        for stage, ledger in job_ledgers(run.path).items()
+        for entry in ledger.jobs
+    ]
     show(jobs, Table(jobs, empty="no jobs under way"))
 
 
@@ -93,6 +91,7 @@ class _Host:
 
     def state_of(self, entry: dict[str, Any]) -> str:
         """The server's word on a job that is under way, else how it ended."""
+        from refusal_nn.backends import Service
         from refusal_nn.errors import RefusalNNError
 
         if entry["state"] != "submitted":
@@ -100,7 +99,9 @@ class _Host:
         if self.failed:
             return self.failed
         try:
-            answer = self._ask(entry["id"])
+            if self.service is None:
+                self.service = Service.connect(self.host, deadline=ANSWER_SECONDS)
+            answer = self.service.ask(entry["id"])
         except RefusalNNError as error:
             # one reason for all jobs there: the next question would take as long to fail
             self.failed = f"unknown: {str(error).rstrip('.')}"
@@ -108,10 +109,3 @@ class _Host:
         if answer is None:
             return "unknown to the server"
         return "done: ready to collect" if answer.state == "done" else str(answer.status).lower()
-
-    def _ask(self, job: str) -> Any:
-        from refusal_nn.backends import Service
-
-        if self.service is None:
-            self.service = Service.connect(self.host, deadline=ANSWER_SECONDS)
-        return self.service.ask(job)

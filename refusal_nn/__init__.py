@@ -57,47 +57,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = (
-    "attribution",
-    "backends",
-    "circuits",
-    "contrasts",
-    "demo",
-    "directions",
-    "errors",
-    "interventions",
-    "judges",
-    "models",
-    "patching",
-    "plots",
-    "prompts",
-    "report",
-    "responses",
-    "runs",
-    "stats",
-    "store",
-    "testing",
-    "tracing",
-)
-
 _ATTRIBUTES = {
-    "ActivationAddition": "refusal_nn.interventions",
-    "DirectionalAblation": "refusal_nn.interventions",
-    "FunctionIntervention": "refusal_nn.interventions",
-    "Keeping": "refusal_nn.runs",
-    "MeanAblation": "refusal_nn.interventions",
-    "Pairs": "refusal_nn.prompts",
-    "Patch": "refusal_nn.interventions",
-    "Prompts": "refusal_nn.prompts",
-    "Run": "refusal_nn.runs",
-    "ZeroAblation": "refusal_nn.interventions",
-    "evaluate": "refusal_nn.responses",
-    "load_model": "refusal_nn.models",
-    "load_pairs": "refusal_nn.prompts",
-    "load_prompts": "refusal_nn.prompts",
-    "open_runs": "refusal_nn.store",
-    "record": "refusal_nn.runs",
+    "interventions": (
+        "ActivationAddition",
+        "DirectionalAblation",
+        "FunctionIntervention",
+        "MeanAblation",
+        "Patch",
+        "ZeroAblation",
+    ),
+    "models": ("load_model",),
+    "prompts": ("Pairs", "Prompts", "load_pairs", "load_prompts"),
+    "responses": ("evaluate",),
+    "runs": ("Keeping", "Run", "record"),
+    "store": ("open_runs",),
 }
+"""Names that are here, too, by the module they are from; what else is public is a module."""
 
 __all__ = [
     "ActivationAddition",
@@ -154,13 +129,13 @@ def save(
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return import_module(f"refusal_nn.{name}")
-    if name in _ATTRIBUTES:
-        value = getattr(import_module(_ATTRIBUTES[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'refusal_nn' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'refusal_nn' has no attribute {name!r}")
+    for module, names in _ATTRIBUTES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"refusal_nn.{module}"), name)
+            return value
+    return import_module(f"refusal_nn.{name}")
 
 
 def __dir__() -> list[str]:

@@ -99,12 +99,11 @@ def declare_variables() -> Iterator[str]:
         If an installed package has declared a variable of ours differently.
     """
     for target in dict.fromkeys(targets().values()):
-        package = target.partition(":")[0]
         try:
-            import_module(package)
-        except Exception as error:
-            if isinstance(error, StoreError) and target in OURS.values():
-                raise  # left out, our own variables would count as never declared
-            logging.getLogger(__name__).warning("%s cannot be imported: %s", package, error)
-            continue
-        yield package
+            function_at(target)
+        except StoreError:
+            raise  # left out, our own variables would count as never declared
+        except RequestError as error:
+            logging.getLogger(__name__).warning("%s", error)
+        else:
+            yield target.partition(":")[0]

@@ -12,6 +12,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def warn_renamed(old: str, new: str, *, stacklevel: int = 2) -> None:
+    """Say that something has a new name; `stacklevel` counts as if the caller warned."""
+    warnings.warn(
+        f"{old} is now {new}; the old name goes with the next version.",
+        DeprecationWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
 def renamed(
     module: str, names: str | Mapping[str, str], *, stacklevel: int = 2
 ) -> Callable[[str], Any]:
@@ -33,11 +42,7 @@ def renamed(
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         where, _, what = new.partition(":")
         found = getattr(import_module(where), what)
-        warnings.warn(
-            f"{module}.{name} is now {where}.{what}; the old name goes with the next version.",
-            DeprecationWarning,
-            stacklevel=stacklevel,
-        )
+        warn_renamed(f"{module}.{name}", f"{where}.{what}", stacklevel=stacklevel)
         return found
 
     return find
@@ -57,12 +62,7 @@ def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]
         def call(*args: P.args, **given: P.kwargs) -> R:
             for old, new in names.items():
                 if old in given:
-                    warnings.warn(
-                        f"argument {old} of {function.__name__} is now {new}; the old name goes with "
-                        "the next version.",
-                        DeprecationWarning,
-                        stacklevel=2,
-                    )
+                    warn_renamed(f"argument {old} of {function.__name__}", new)
                     given.setdefault(new, given.pop(old))
             return function(*args, **given)
 

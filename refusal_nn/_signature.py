@@ -94,12 +94,10 @@ def read_signature(target: str) -> Signature:
     said = _documented(doc)
     arguments = function.args
     names = [*arguments.posonlyargs, *arguments.args]
-    given = [None] * (len(names) - len(arguments.defaults)) + list(arguments.defaults)
+    none = [None] * (len(names) - len(arguments.defaults))
+    defaults = [*none, *arguments.defaults, *arguments.kw_defaults]
     found = {}
-    for argument, default in [
-        *zip(names, given, strict=True),
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]:
+    for argument, default in zip([*names, *arguments.kwonlyargs], defaults, strict=True):
         kind, summary = said.get(argument.arg, ("", ""))
         found[argument.arg] = Parameter(
             argument.arg,
@@ -133,10 +131,7 @@ def _declaration(decorator: ast.expr) -> dict[str, Any] | None:
     """The literals of a decorator ``analysis(...)``; None for another."""
     if not isinstance(decorator, ast.Call):
         return None
-    called = decorator.func
-    if (called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")) != (
-        "analysis"
-    ):
+    if ast.unparse(decorator.func).rpartition(".")[2] != "analysis":
         return None
     given = {k.arg: k.value for k in decorator.keywords}
     empty: dict[str, Any] = {"runs": {}, "splits": {}, "section": ""}

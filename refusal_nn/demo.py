@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,13 @@ class Demo:
         """
         selected, evaluated = self.runs[2].attrs, self.runs[3].tree["rates"]
         table = evaluated.to_dataset().load()
+        rates = {group: _rates(table, group, names) for group, names in SHOWN.items()}
+        by_category = {
+            str(category): _rates(
+                table.sel(category=category), "harmful", ("baseline", "ablation"), "category_"
+            )
+            for category in table["category"].values
+        }
         return {
             "model": selected["model"],
             "runs": [str(run.path) for run in self.runs],
@@ -51,29 +59,15 @@ class Demo:
             "selected": {
                 key: selected[key] for key in ("layer", "position", "bypass", "induce", "kl")
             },
-            "refusal_rate": {
-                group: _rates(table, group, names)
-                for group, names in SHOWN.items()
-                if _has(table, group)
-            },
+            "refusal_rate": {group: found for group, found in rates.items() if found},
             "controls": {
                 **_rates(table, "harmful", ("random_ablation",)),
                 **_rates(table, "harmless", ("random_addition",)),
             },
             "per_category": {
-                str(category): {
-                    name: rate_of(
-                        table.sel(intervention=name, style="toxic", category=category), "category_"
-                    )
-                    for name in ("baseline", "ablation")
-                }
-                for category in table["category"].values
-                if _has(table, "harmful")
-                and int(
-                    table["category_refusal_rate_n"].sel(
-                        intervention="baseline", style="toxic", category=category
-                    )
-                )
+                category: found
+                for category, found in by_category.items()
+                if found and found["baseline"]["n"]
             },
         }
 
@@ -109,49 +103,29 @@ def run_demo(
     """
     check_disjoint(prompts)
 
-    def kept(step: str) -> Keeping:
+    def step(verb: str, function: Callable[..., Any], *args: Any, **options: Any) -> Run:
+        name = f"{keeping.name}-{verb}" if keeping.name else None
         # a resumed demo may have stopped before this step began
-        name = f"{keeping.name}-{step}" if keeping.name else None
-        return replace(keeping, name=name, resume=False)
+        return record(function, *args, keep=replace(keeping, name=name, resume=False), **options)
 
-    candidates = record(
-        extract, model, prompts.train, batch_size=batch_size, seed=seed, keep=kept("extract")
-    )
+    speed = {"batch_size": batch_size}
+    candidates = step("extract", extract, model, prompts.train, seed=seed, **speed)
     # every score of every candidate: the page shows the whole table
-    scores = record(
-        score,
-        model,
-        candidates,
-        prompts.val,
-        exhaustive=True,
-        batch_size=batch_size,
-        keep=kept("score"),
-    )
-    selected = record(select, scores, keep=kept("select"))
-    evaluated = record(
-        evaluate_selected,
-        model,
-        selected,
-        prompts.test,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        keep=kept("evaluate"),
-    )
+    scores = step("score", score, model, candidates, prompts.val, exhaustive=True, **speed)
+    selected = step("select", select, scores)
+    asked = {"max_new_tokens": max_new_tokens, "seed": seed, **speed}
+    evaluated = step("evaluate", evaluate_selected, model, selected, prompts.test, **asked)
     runs = (candidates, scores, selected, evaluated)
     page = output or Path(keeping.stores) / "demo.html"
     report.write_html([run.path for run in runs], page)
     return Demo(runs, page)
 
 
-def _has(table: xr.Dataset, group: str) -> bool:
-    return STYLES[group] in table["style"].values
-
-
-def _rates(table: xr.Dataset, group: str, names: tuple[str, ...]) -> dict[str, Any]:
-    if not _has(table, group):
+def _rates(
+    table: xr.Dataset, group: str, names: Sequence[str], prefix: str = ""
+) -> dict[str, dict[str, Any]]:
+    """The rates of a class under some conditions; empty where there is no such prompt."""
+    if STYLES[group] not in table["style"].values:
         return {}
-    return {
-        name: rate_of(table.sel(intervention=name, style=STYLES[group], drop=True))
-        for name in names
-    }
+    at = table.sel(style=STYLES[group])
+    return {name: rate_of(at.sel(intervention=name), prefix) for name in names}

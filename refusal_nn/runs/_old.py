@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
+from refusal_nn._renamed import warn_renamed
 from refusal_nn.runs._keeping import Keeping
 from refusal_nn.runs._record import record
 from refusal_nn.store import Run
@@ -30,12 +30,7 @@ def old_run(name: str, function: Callable[..., Any], *arguments: str) -> Callabl
                 f"{name}() takes {', '.join(arguments)} and keeping by position, or keeping by name, "
                 f"but {len(args)} arguments were given by position."
             )
-        warnings.warn(
-            f"{name} is now refusal_nn.record({function.__name__}, ..., keep=keeping); the old name goes "
-            "with the next version.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed(name, f"refusal_nn.record({function.__name__}, ..., keep=keeping)")
         kept = args[-1] if keeping is None else keeping
         values = dict(zip(arguments, args, strict=False))  # the rest of them are options
         return record(function, keep=kept, made_from=inputs, **values, **options)

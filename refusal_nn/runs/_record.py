@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +91,7 @@ def record(
         }
     )
     noun, _, verb = request.name.partition("-")
-    name = keep.name or store.default_name(noun, verb, request.model_name, fingerprint)
+    name = keep.name or store.default_name(noun, verb, str(facts["model"]), fingerprint)
     path = Path(keep.stores) / f"{name}.zarr"
     if keep.resume and not path.exists() and not path.with_name(f"{name}.zarr.partial").exists():
         raise RequestError(
@@ -114,10 +114,10 @@ def record(
         progress=keep.progress,
     )
     with recorder:
-        if not recorder.already_complete:
+        reused = recorder.already_complete
+        if not reused:
             _work(declared, request, recorder, keep, name)
-            return store.find_run(recorder.path)
-        return replace(store.find_run(recorder.path), reused=True)
+        return replace(store.find_run(recorder.path), reused=reused)
 
 
 def _work(
@@ -127,11 +127,13 @@ def _work(
     # the batches of a run are those it was begun with, whatever size is asked for now
     begun = store.read_attrs(recorder.partial).get("speed", {})
     arguments = {**request.arguments, **{k: v for k, v in begun.items() if k in request.speed}}
+    if "recorder" in declared.signature.parameters:
+        arguments["recorder"] = recorder
     try:
         status = getattr(keep.progress, "status", None)
         model = request.model
         with nullcontext() if model is None else model.backend.reporting(status, name):
-            result = declared.function(**arguments, **_recorder(declared, recorder))
+            result = declared.function(**arguments)
         groups = split_used(_groups(result))
     except WorkError as error:
         if not isinstance(error, BackendError):  # a server may answer another time
@@ -151,10 +153,6 @@ def _work(
     root = groups["/"].copy()
     root.attrs = {k: v for k, v in root.attrs.items() if k not in known}
     recorder.commit({**groups, "/": root}, keep=declared.keep)
-
-
-def _recorder(declared: Analysis, recorder: store.RunRecorder) -> Mapping[str, Any]:
-    return {"recorder": recorder} if "recorder" in declared.signature.parameters else {}
 
 
 def _groups(result: Any) -> dict[str, xr.Dataset]:

@@ -15,13 +15,7 @@ from refusal_nn.errors import RequestError
 from refusal_nn.interventions import Intervention, to_json
 from refusal_nn.prompts import Pairs, Prompts
 from refusal_nn.runs._analysis import SPEED, Analysis
-from refusal_nn.runs._results import (
-    IDENTITY,
-    Result,
-    check_analysis,
-    result_of,
-    same_model,
-)
+from refusal_nn.runs._results import IDENTITY, Result, check_analysis, result_of, same_model
 from refusal_nn.runs._used import check_new
 
 if TYPE_CHECKING:
@@ -81,11 +75,6 @@ class Request:
                 f"{', '.join(missing)}); give a run, or what an analysis returned with all its attrs."
             )
         return {name: first.attrs[name] for name in IDENTITY}
-
-    @property
-    def model_name(self) -> str:
-        """What the model is called."""
-        return str(self.identity()["model"])
 
 
 def request_of(
