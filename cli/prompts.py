@@ -125,7 +125,8 @@ def prompts_stats(prompts: str, **reading: Any) -> None:
 
     table = stats(load_prompts(prompts, check=False, **_given(reading)))
     warnings = table.attrs["warnings"]
-    counts = table["prompt_count"].transpose("category", "split", "style")
+    # of whichever dims are left a frame is made, which types cannot say
+    counts: Any = table["prompt_count"].transpose("category", "split", "style")
     by_style = counts.sum("split").to_pandas()[list(STYLES)]
     more = table[["category_count", "safe_ratio", "toxic_ratio"]].to_dataframe()
     categories = by_style.join(more.rename(columns={"category_count": "total"}))
