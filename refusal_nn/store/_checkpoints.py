@@ -19,12 +19,13 @@ from refusal_nn.errors import StoreError
 from refusal_nn.store import manifest
 from refusal_nn.store._layout import Layout
 from refusal_nn.store._loop import STATE, Loop, Reached, begun_otherwise
-from refusal_nn.store._partial import draft_of, stage_attrs
 from refusal_nn.store._protocol import STEP, Looped
 from refusal_nn.store._write import (
     array_of,
     create_stage,
-    read_values,
+    placed,
+    read_dataset,
+    read_stage,
     storable,
     write_dataset,
     write_stage,
@@ -52,8 +53,8 @@ class LoopFolder:
     def __init__(self, partial: Path, loop: Loop, every: int | None) -> None:
         self.loop = loop
         self.every = every or 1
-        self.partial = partial
         self.ended = partial / loop.name
+        self.state = partial / f"{loop.name}{STATE}"
         self.folder = partial / f"{loop.name}.loop"
 
     def open(self) -> bool:
@@ -70,11 +71,8 @@ class LoopFolder:
             size = max(1, loop.records.nbytes // loop.steps)
             lengths = {STEP: max(self.every, min(loop.steps, _CHUNK_BYTES // size))}
             regions = [{STEP: (i, i + 1)} for i in range(loop.steps)]
-            draft = draft_of(self.partial, f"{loop.name}.loop")
             layout = Layout(loop.name, lengths, regions, loop.digest)
-            attrs = stage_attrs(self.partial, loop.digest)
-            create_stage(draft, loop.records, layout, attrs)
-            draft.rename(self.folder)
+            create_stage(self.folder, loop.records, layout)
         begun = manifest.read_attrs(self.ended if ended else self.folder)
         if begun.get("stage_digest") != self.loop.digest:
             raise begun_otherwise(self.loop.name)
@@ -93,10 +91,8 @@ class LoopFolder:
             return Reached(0, self.loop.first)
         step = max(kept)
         with _sound(f"the state of loop {self.loop.name!r} after step {step - 1} is"):
-            group = zarr.open_group(kept[step], mode="r", use_consolidated=False)
-            values = read_values(group, map(str, self.loop.first.data_vars))
-            done = bool(group.attrs["done"])
-        return Reached(step, self.loop.restored(values), done)
+            found = read_dataset(kept[step], load=False).load()
+            return Reached(step, self.loop.restored(found), bool(found.attrs["done"]))
 
     def keep(self, at: Reached, records: xr.Dataset) -> None:
         """Keep where the loop is, and the records of the latest steps."""
@@ -108,9 +104,8 @@ class LoopFolder:
             # disk says of the writing is another matter
             with _sound(f"the records of loop {self.loop.name!r} are", _UNREADABLE):
                 array_of(running, str(name))[where] = storable(variable.values)
-        draft = draft_of(self.partial, f"{self.loop.name}.at")
-        write_dataset(draft, at.state, {"done": at.done})
-        draft.rename(self.folder / f"at_{at.step}")
+        with placed(self.folder / f"at_{at.step}") as draft:
+            write_dataset(draft, at.state, {"done": at.done})
         array_of(running, "written")[: at.step] = True
         for other, path in self._kept().items():
             if other < at.step:
@@ -126,28 +121,15 @@ class LoopFolder:
         """
         at = self.last()
         with _sound(f"the records of loop {self.loop.name!r} are"):
-            running = zarr.open_group(self.folder, mode="r", use_consolidated=False)
-            values = read_values(running, map(str, self.loop.records.data_vars))
-        records = self.loop.whole(values, at.step)
-        for ending, ds in ((STATE, at.state), ("", records)):
-            path = self.ended.with_name(f"{self.ended.name}{ending}")
-            draft = draft_of(self.partial, path.name)
-            write_stage(draft, ds, stage_attrs(self.partial, self.loop.digest))
-            shutil.rmtree(path, ignore_errors=True)
-            draft.rename(path)
+            records = self.loop.whole(read_stage(self.folder, load=False).load(), at.step)
+        write_stage(self.state, at.state, self.loop.digest)
+        write_stage(self.ended, records, self.loop.digest)
 
     def result(self) -> Looped:
         """What the ended loop came to."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        state = self.ended.with_name(f"{self.ended.name}{STATE}")
-        told = zarr.open_group(self.ended, mode="r", use_consolidated=False)
-        steps = read_values(told, [STEP])[STEP].size
-        names = map(str, self.loop.records.data_vars)
-        held = zarr.open_group(state, mode="r", use_consolidated=False)
-        return Looped(
-            self.loop.restored(read_values(held, map(str, self.loop.first.data_vars))),
-            self.loop.whole(read_values(told, names), steps),
-        )
+        state, records = (read_stage(p, load=False).load() for p in (self.state, self.ended))
+        return Looped(self.loop.restored(state), self.loop.whole(records, records.sizes[STEP]))
 
     def _kept(self) -> dict[int, Path]:
         found = {_AT.fullmatch(p.name): p for p in self.folder.iterdir()}

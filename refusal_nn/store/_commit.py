@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,12 +13,12 @@ import xarray as xr
 from refusal_nn.errors import StoreError
 from refusal_nn.store import manifest
 from refusal_nn.store._attrs import plain
-from refusal_nn.store._stream import link_array
 from refusal_nn.store._write import (
     as_objects,
     consolidate,
     create_group,
-    read_dataset,
+    link_stage,
+    read_stage,
     write_dataset,
 )
 from refusal_nn.store.provenance import REQUIRED, RESERVED, require_public
@@ -29,8 +28,10 @@ _DRAFT = ".commit"
 _GROUP_NAME = re.compile(r"[A-Za-z][\w-]*(/[A-Za-z][\w-]*)*")
 
 
-def prepare(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:
-    """Result groups as one checked tree.
+def checked_groups(
+    groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]
+) -> dict[str, xr.Dataset]:
+    """Result groups by plain name, ``"/"`` first and always there, annotated and with public attrs.
 
     Parameters
     ----------
@@ -42,14 +43,8 @@ def prepare(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.Da
     Raises
     ------
     StoreError
-        If a variable breaks the registry, an attr is private or not JSON, or a group has other
-        labels than its parent on a dim of the same name.
+        If a variable breaks the registry, or an attr is private or not JSON.
     """
-    return _as_tree(_check(groups, attrs))
-
-
-def _check(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> dict[str, xr.Dataset]:
-    """Groups by plain name, ``"/"`` first and always there, annotated and with public attrs."""
     checked: dict[str, xr.Dataset] = {"/": xr.Dataset()}
     for name, ds in groups.items():
         key = name.strip("/")
@@ -73,7 +68,14 @@ def _check(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> dict[s
     return checked
 
 
-def _as_tree(checked: Mapping[str, xr.Dataset]) -> xr.DataTree:
+def as_tree(checked: Mapping[str, xr.Dataset]) -> xr.DataTree:
+    """Groups as one tree.
+
+    Raises
+    ------
+    StoreError
+        If a group has other labels than its parent on a dim of the same name.
+    """
     try:
         return xr.DataTree.from_dict(dict(checked))
     except ValueError as e:
@@ -103,18 +105,18 @@ def commit_run(
     path, partial : Path
         Final and partial directory.
     groups, attrs
-        As for :func:`prepare`.
+        As for :func:`checked_groups`.
     root : mapping
         Provenance and marks of the run; results may not change them.
     keep : iterable of str
         Stages to link in as groups.
     """
-    kept = {name: _stage(partial / name) for name in keep}
+    kept = {name: read_stage(partial / name, load=False) for name in keep}
     repeated = sorted(set(kept) & {g.strip("/") for g in groups})
     if repeated:
         raise StoreError(f"group {repeated[0]!r} is both a kept stage and a result; rename one.")
-    checked = _check({**groups, **kept}, attrs)
-    _as_tree(checked)
+    checked = checked_groups({**groups, **kept}, attrs)
+    as_tree(checked)
     given = checked["/"].attrs
     changed = [k for k, v in given.items() if k in RESERVED or (k in root and root[k] != v)]
     if changed:
@@ -130,7 +132,7 @@ def commit_run(
             if not (draft / above / "zarr.json").exists():
                 create_group(draft / above, {})
         if name in kept:
-            _link_stage(partial / name, draft / name)
+            link_stage(partial / name, draft / name, kept[name])
         else:
             write_dataset(draft / name, ds, stages=partial)
     consolidate(draft)
@@ -144,19 +146,3 @@ def _own_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
     if "fingerprint" not in attrs:
         return dict(attrs)
     return {k: v for k, v in attrs.items() if k not in (*RESERVED, *REQUIRED, "inputs")}
-
-
-def _stage(folder: Path) -> xr.Dataset:
-    ds = read_dataset(folder, load=False).drop_vars("written")
-    ds.attrs = {k: v for k, v in ds.attrs.items() if not k.startswith("stage_")}
-    return ds
-
-
-def _link_stage(stage: Path, target: Path) -> None:
-    node = json.loads((stage / "zarr.json").read_bytes())
-    create_group(
-        target, {k: v for k, v in node["attributes"].items() if not k.startswith("stage_")}
-    )
-    for array in sorted(p.parent for p in stage.glob("*/zarr.json")):
-        if array.name != "written":
-            link_array(array, target / array.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,28 +146,21 @@ def fit(layout: Layout, template: xr.Dataset, batch: int, part: xr.Dataset) -> x
     StoreError
         If variables, dims, shape, labels or kind of value differ from the template's.
     """
+    region = {dim: slice(*bounds) for dim, bounds in layout.regions[batch].items()}
     where = f"stage {layout.stage!r}, batch {batch}"
-    return matched(where, template, part, lambda dims: layout.indexer(batch, dims), "the region")
+    return matched(where, template.isel(region), part, "the region")
 
 
-def matched(
-    where: str,
-    template: xr.Dataset,
-    part: xr.Dataset,
-    indexer: Callable[[Sequence[object]], tuple[slice, ...]],
-    meant: str,
-) -> xr.Dataset:
-    """`part` as the piece of `template` that `indexer` cuts out, checked and ordered as it is.
+def matched(where: str, template: xr.Dataset, part: xr.Dataset, meant: str) -> xr.Dataset:
+    """`part` in the form of `template`, checked and ordered as it is.
 
     Parameters
     ----------
     where : str
         Whose result it is, for errors.
     template, part : xarray.Dataset
-    indexer : callable
-        From the dims of a variable to slices of it.
     meant : str
-        What has the right shape, for errors.
+        What the template is, for errors.
 
     Raises
     ------
@@ -187,18 +180,14 @@ def matched(
                 f"{where}: variable {name!r} has dims {got.dims}, the template {wanted.dims}."
             )
         got = got.transpose(*wanted.dims)
-        shape = tuple(
-            len(range(*s.indices(wanted.sizes[d])))
-            for d, s in zip(wanted.dims, indexer(wanted.dims), strict=True)
-        )
-        if got.shape != shape:
+        if got.shape != wanted.shape:
             raise StoreError(
-                f"{where}: variable {name!r} has shape {got.shape}, {meant} is {shape}."
+                f"{where}: variable {name!r} has shape {got.shape}, {meant} is {wanted.shape}."
             )
         fitted[name] = (wanted.dims, _cast(where, str(name), got.values, wanted.dtype))
     for name in template.coords:
         if name in part.coords and part[name].dims == template[name].dims:
-            expected = template[name].values[indexer(template[name].dims)]
+            expected = template[name].values
             if not np.array_equal(np.asarray(part[name].values, expected.dtype), expected):
                 raise StoreError(
                     f"{where}: coordinate {name!r} is not the template's there; "

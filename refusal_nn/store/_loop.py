@@ -8,7 +8,7 @@ state that is kept whole; so it ends with the numbers it would have had.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,12 +18,11 @@ import xarray as xr
 from refusal_nn.errors import StoreError
 from refusal_nn.store._attrs import canonical, plain
 from refusal_nn.store._jobs import JobLedger
-from refusal_nn.store._layout import Region, matched, plan
+from refusal_nn.store._layout import matched, plan
 from refusal_nn.store._protocol import (
     STEP,
     Arrays,
     Body,
-    Compute,
     Iterating,
     Looped,
     Next,
@@ -86,14 +85,12 @@ class Loop:
         """
         where = f"loop {self.name!r}, state after step {step}"
         if not isinstance(state, xr.Dataset):
-            state = self._labelled(where, self.first, state, "the first state")
-        return self.restored(matched(where, self.first, state, _everything, "the first state"))
+            state = _labelled(where, self.first, state, "the first state")
+        return self.restored(matched(where, self.first, state, "the first state"))
 
-    def restored(self, values: xr.Dataset | Mapping[str, np.ndarray]) -> xr.Dataset:
+    def restored(self, values: xr.Dataset) -> xr.Dataset:
         """A state from its values."""
-        return self.first.assign(
-            {n: v.copy(data=_array(values[str(n)])) for n, v in self.first.data_vars.items()}
-        )
+        return _filled(self.first, values)
 
     def recorded(self, step: int, records: Arrays | None) -> xr.Dataset:
         """What is recorded of a step, with dim ``step`` of length 1.
@@ -105,36 +102,18 @@ class Loop:
         """
         where = f"loop {self.name!r}, records of step {step}"
         row = self.records.isel({STEP: slice(step, step + 1)})
-        if records is None:
-            records = {}
         if not isinstance(records, xr.Dataset):
-            records = self._labelled(where, row.isel({STEP: 0}), records, "the template there")
+            records = _labelled(where, row.isel({STEP: 0}), records or {}, "the template there")
         if STEP not in records.dims:
             records = records.drop_vars(STEP, errors="ignore").expand_dims(STEP)
-        return matched(where, row, records, _everything, "the template there")
+        return matched(where, row, records, "the template there")
 
-    def whole(self, values: Mapping[str, np.ndarray], steps: int) -> xr.Dataset:
+    def whole(self, values: xr.Dataset, steps: int) -> xr.Dataset:
         """The records of the first steps, from values of at least these; strings as objects."""
-        cut = self.records.isel({STEP: slice(steps)})
-        parts = {
-            n: v.copy(data=values[str(n)].take(range(steps), axis=v.dims.index(STEP)))
-            for n, v in cut.data_vars.items()
-        }
-        return as_objects(cut.assign(parts))
-
-    def _labelled(
-        self, where: str, template: xr.Dataset, arrays: Mapping[str, Any], meant: str
-    ) -> xr.Dataset:
-        found = {}
-        for name, given in arrays.items():
-            values = np.asarray(given)
-            known = template.data_vars.get(name)
-            if known is not None and known.shape != values.shape:
-                raise StoreError(
-                    f"{where}: variable {name!r} has shape {values.shape}, {meant} is {known.shape}."
-                )
-            found[name] = (_own_dims(name, values) if known is None else known.dims, values)
-        return xr.Dataset(found)
+        first = {STEP: slice(steps)}
+        return as_objects(
+            _filled(self.records.isel(first), values.isel(first, missing_dims="ignore"))
+        )
 
 
 @dataclass(frozen=True)
@@ -279,26 +258,13 @@ class Scoped:
         self._recorder = recorder
         self.prefix = prefix
 
-    def stage(
-        self, name: str, template: xr.Dataset, batches: Sequence[Region], compute: Compute
-    ) -> xr.Dataset:
+    def stage(self, name: str, *args: Any, **options: Any) -> xr.Dataset:
         """A stage of this step; see :meth:`MemoryRecorder.stage`."""
-        return self._recorder.stage(self._named(name), template, batches, compute)
+        return self._recorder.stage(self._named(name), *args, **options)
 
-    def loop(
-        self,
-        name: str,
-        state: Arrays,
-        steps: int,
-        body: Body,
-        *,
-        records: xr.Dataset | None = None,
-        every: int | None = None,
-    ) -> Looped:
+    def loop(self, name: str, *args: Any, **options: Any) -> Looped:
         """A loop within this step; see :meth:`MemoryRecorder.loop`."""
-        return self._recorder.loop(
-            self._named(name), state, steps, body, records=records, every=every
-        )
+        return self._recorder.loop(self._named(name), *args, **options)
 
     def commit(self, *_: Any, **__: Any) -> NoReturn:
         """Refused: a run is finished after its loops.
@@ -313,13 +279,27 @@ class Scoped:
         return f"{self.prefix}_{name}" if name else self.prefix
 
 
+def _filled(template: xr.Dataset, values: xr.Dataset) -> xr.Dataset:
+    """A copy of the template that holds the values."""
+    return template.assign(
+        {n: v.copy(data=np.array(values[n].values)) for n, v in template.data_vars.items()}
+    )
+
+
+def _labelled(
+    where: str, template: xr.Dataset, arrays: Mapping[str, Any], meant: str
+) -> xr.Dataset:
+    found = {}
+    for name, given in arrays.items():
+        values = np.asarray(given)
+        known = template.data_vars.get(name)
+        if known is not None and known.shape != values.shape:
+            raise StoreError(
+                f"{where}: variable {name!r} has shape {values.shape}, {meant} is {known.shape}."
+            )
+        found[name] = (_own_dims(name, values) if known is None else known.dims, values)
+    return xr.Dataset(found)
+
+
 def _own_dims(name: str, values: np.ndarray) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for axis in range(values.ndim))
-
-
-def _everything(dims: Sequence[object]) -> tuple[slice, ...]:
-    return (slice(None),) * len(dims)
-
-
-def _array(values: Any) -> np.ndarray:
-    return np.array(values.values if isinstance(values, xr.DataArray) else values)

@@ -57,19 +57,6 @@ def sweep(partial: Path) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def draft_of(partial: Path, name: str) -> Path:
-    """Where a stage is written before it gets its name; nothing is there yet."""
-    draft = partial / f".init-{name}"
-    shutil.rmtree(draft, ignore_errors=True)
-    return draft
-
-
-def stage_attrs(partial: Path, digest: str) -> dict[str, Any]:
-    """Attrs of the next stage of a run: what it was begun for, and which one it is."""
-    number = sum(1 for _ in partial.glob("*/written"))
-    return {"stage_digest": digest, "stage_number": number}
-
-
 def discard(partial: Path) -> None:
     """Remove the scratch of a run that was killed just after it was renamed into place."""
     if not partial.is_dir():
@@ -161,8 +148,6 @@ def _new_attempt() -> dict[str, Any]:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as e:
+        return not isinstance(e, ProcessLookupError)  # one of another user is alive, too
     return True

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
@@ -34,10 +35,8 @@ def pieces(variable: xr.Variable, chunks: Sequence[int]) -> Iterator[tuple[slice
         yield tuple(slice(a, a + step) for a, step in zip(corner, steps, strict=True))
 
 
-def region_chunks(
-    variable: xr.Variable, lengths: Mapping[str, int], itemsize: int
-) -> tuple[int, ...]:
-    """Chunks of a stage's array: a batch's region, cut further where it is large.
+def region_chunks(variable: xr.Variable, lengths: Mapping[str, int]) -> tuple[int, ...]:
+    """Chunks of an array: a batch's region, or all of it, cut further where it is large.
 
     Parameters
     ----------
@@ -45,13 +44,11 @@ def region_chunks(
     lengths : mapping
         Length of a batch along the dims that batches divide. A chunk's divides it: no two batches
         write to one chunk.
-    itemsize : int
-        Bytes of a value.
     """
     dims = [str(d) for d in variable.dims]
     chunks = [max(1, min(lengths.get(d, n), n)) for d, n in zip(dims, variable.shape, strict=True)]
     for axis, dim in enumerate(dims):
-        size = math.prod(chunks) * itemsize
+        size = math.prod(chunks) * storable_dtype(variable.dtype).itemsize
         if size <= CHUNK_BYTES:
             break
         whole = chunks[axis]
@@ -59,6 +56,11 @@ def region_chunks(
         while dim in lengths and whole % chunks[axis]:
             chunks[axis] -= 1
     return tuple(chunks)
+
+
+def storable_dtype(dtype: np.dtype) -> np.dtype:
+    """How a dtype is stored: any kind of string as variable-length UTF-8."""
+    return np.dtypes.StringDType() if dtype.kind in "OUT" else dtype
 
 
 def stored_array(variable: xr.Variable) -> Path | None:

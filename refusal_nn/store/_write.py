@@ -6,8 +6,10 @@ cost, and with a crc32c checksum on every array. Reading is plain xarray.
 
 from __future__ import annotations
 
+import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from refusal_nn.store._stream import (
     link_array,
     pieces,
     region_chunks,
+    storable_dtype,
     stored_array,
 )
 
@@ -57,25 +60,41 @@ def write_dataset(
             _write_array(group, str(name), variable)
 
 
-def create_stage(
-    path: Path, template: xr.Dataset, layout: Layout, attrs: Mapping[str, Any]
-) -> None:
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """A folder to write in that becomes `path`, in one step, when it is whole."""
+    draft = path.with_name(f".init-{path.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    yield draft
+    shutil.rmtree(path, ignore_errors=True)
+    draft.rename(path)
+
+
+def create_stage(path: Path, template: xr.Dataset, layout: Layout) -> None:
     """Lay a stage out: labels written, data arrays declared with one chunk a batch, no data yet."""
-    group = create_group(path, _group_attrs(template, {**template.attrs, **attrs}))
-    for name, variable in template.variables.items():
-        if name in template.coords:
-            _write_array(group, str(name), variable)
-        else:
-            dtype = storable_dtype(variable.dtype)
-            chunks = region_chunks(variable, layout.lengths, dtype.itemsize)
-            _create(group, str(name), variable, chunks, _codecs(variable, []))
-    _create_ledger(group, np.zeros(len(layout), bool))
+    with placed(path) as draft:
+        group = create_group(draft, _stage_attrs(path, template, layout.digest))
+        for name, variable in template.variables.items():
+            if name in template.coords:
+                _write_array(group, str(name), variable)
+            else:
+                chunks = region_chunks(variable, layout.lengths)
+                _create(group, str(name), variable, chunks, _codecs(variable, []))
+        _create_ledger(group, np.zeros(len(layout), bool))
 
 
-def write_stage(path: Path, ds: xr.Dataset, attrs: Mapping[str, Any]) -> None:
-    """Write a whole Dataset as a finished stage."""
-    write_dataset(path, ds, {**ds.attrs, **attrs})
-    _create_ledger(zarr.open_group(path, mode="r+", use_consolidated=False), np.ones(1, bool))
+def write_stage(path: Path, ds: xr.Dataset, digest: str) -> None:
+    """Write a whole Dataset as a finished stage, begun for what `digest` names."""
+    with placed(path) as draft:
+        write_dataset(draft, ds, _stage_attrs(path, ds, digest))
+        _create_ledger(zarr.open_group(draft, mode="r+", use_consolidated=False), np.ones(1, bool))
+
+
+def link_stage(stage: Path, target: Path, ds: xr.Dataset) -> None:
+    """A finished stage, read as `ds`, as a group without a second copy of its data."""
+    create_group(target, _group_attrs(ds, ds.attrs))
+    for name in map(str, ds.variables):
+        link_array(stage / name, target / name)
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array:
@@ -86,19 +105,17 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array:
     return array.with_config({"write_empty_chunks": True})
 
 
-def read_values(group: zarr.Group, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Whole arrays of a group as they were written, strings as Python objects."""
-    found = {}
-    for name in names:
-        values = np.asarray(array_of(group, name)[...])
-        found[name] = values.astype(object) if values.dtype.kind in "UT" else values
-    return found
-
-
 def read_dataset(path: Path, *, load: bool) -> xr.Dataset:
     """The Dataset of a group, strings as Python objects; with `load`, small variables in memory."""
     ds = xr.open_zarr(path, chunks=None, consolidated=False)
     return as_objects(load_small(ds) if load else ds)
+
+
+def read_stage(path: Path, *, load: bool) -> xr.Dataset:
+    """The Dataset of a stage, without what was noted of its making."""
+    ds = read_dataset(path, load=load).drop_vars("written")
+    ds.attrs = {k: v for k, v in ds.attrs.items() if not k.startswith("stage_")}
+    return ds
 
 
 def load_small(ds: xr.Dataset) -> xr.Dataset:
@@ -112,16 +129,9 @@ def load_small(ds: xr.Dataset) -> xr.Dataset:
 def as_objects(ds: xr.Dataset) -> xr.Dataset:
     """A copy whose strings are Python objects, which pandas, netCDF and numpy all take."""
     text = {n: v for n, v in ds.variables.items() if v.dtype.kind in "UT"}
-    variables = {n: xr.Variable(v.dims, v.values.astype(object), v.attrs) for n, v in text.items()}
-    coords = {n: v for n, v in variables.items() if n in ds.coords}
-    return ds.assign_coords(coords).assign(
-        {n: v for n, v in variables.items() if n not in ds.coords}
+    return ds.assign(
+        {n: xr.Variable(v.dims, v.values.astype(object), v.attrs) for n, v in text.items()}
     )
-
-
-def storable_dtype(dtype: np.dtype) -> np.dtype:
-    """How a dtype is stored: any kind of string as variable-length UTF-8."""
-    return np.dtypes.StringDType() if dtype.kind in "OUT" else dtype
 
 
 def storable(values: np.ndarray) -> np.ndarray:
@@ -150,6 +160,12 @@ def _group_attrs(ds: xr.Dataset, attrs: Mapping[str, Any]) -> dict[str, Any]:
     labels = sorted(str(c) for c in ds.coords if c not in ds.dims)
     # xarray reads which arrays are coordinates from this attr of the group
     return {**attrs, "coordinates": " ".join(labels)} if labels else dict(attrs)
+
+
+def _stage_attrs(stage: Path, ds: xr.Dataset, digest: str) -> dict[str, Any]:
+    """Attrs of the next stage of a run, with what it was begun for and which one it is."""
+    number = sum(1 for _ in stage.parent.glob("*/written"))
+    return _group_attrs(ds, {**ds.attrs, "stage_digest": digest, "stage_number": number})
 
 
 def _create(
@@ -184,35 +200,22 @@ def _write_array(group: zarr.Group, name: str, variable: xr.Variable) -> None:
 
 
 def _chunks(variable: xr.Variable) -> tuple[int, ...]:
-    shape = [max(1, n) for n in variable.shape]
-    if not shape:
-        return ()
-    dtype = storable_dtype(variable.dtype)
-    if dtype.kind == "T":
-        return (min(shape[0], _STRINGS_PER_CHUNK), *shape[1:])
-    if "layer" in variable.dims and variable.nbytes > CHUNK_BYTES:
-        shape[variable.dims.index("layer")] = 1
-    for axis in range(len(shape)):
-        size = int(np.prod(shape)) * dtype.itemsize
-        if size <= CHUNK_BYTES:
-            break
-        shape[axis] = max(1, shape[axis] * CHUNK_BYTES // size)
-    return tuple(shape)
+    if variable.dtype.kind in "OUT" and variable.ndim:
+        first, *others = (max(1, n) for n in variable.shape)
+        return (min(first, _STRINGS_PER_CHUNK), *others)
+    return region_chunks(variable, {"layer": 1} if variable.nbytes > CHUNK_BYTES else {})
 
 
 def _codecs(variable: xr.Variable, parts: Sequence[tuple[slice, ...]]) -> tuple[Any, ...]:
     """Codecs of a variable; ``parts`` are regions of what is known of its values."""
     crc = Crc32cCodec()
-    if variable.dtype.kind == "f" and variable.nbytes >= _RAW_BYTES:
-        if (
-            variable.dtype == np.float32
-            and parts
-            and all(_is_bfloat16(variable[part].values) for part in parts)
-        ):
-            return (BloscCodec(typesize=4, cname="zstd", clevel=1, shuffle="shuffle"), crc)
-        # measured: zstd saves 7 % of activations and halves the speed
-        return (crc,)
-    return (ZstdCodec(level=0), crc)
+    if variable.dtype.kind != "f" or variable.nbytes < _RAW_BYTES:
+        return (ZstdCodec(level=0), crc)
+    halves = variable.dtype == np.float32 and parts
+    if halves and all(_is_bfloat16(variable[part].values) for part in parts):
+        return (BloscCodec(typesize=4, cname="zstd", clevel=1, shuffle="shuffle"), crc)
+    # measured: zstd saves 7 % of activations and halves the speed
+    return (crc,)
 
 
 def _is_bfloat16(values: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ import xarray as xr
 
 from refusal_nn.errors import StoreError
 from refusal_nn.store._attrs import plain
-from refusal_nn.store._commit import prepare
+from refusal_nn.store._commit import as_tree, checked_groups
 from refusal_nn.store._jobs import JobLedger, results_of
 from refusal_nn.store._layout import Layout, Region, fit, plan
 from refusal_nn.store._loop import STATE, Reached, begun_otherwise, iterate, prepare_loop
@@ -86,21 +86,19 @@ class MemoryRecorder:
             if digest != layout.digest:
                 raise relaid(name)
             return known.copy(deep=True)
-        filled = {
-            n: (v.dims, np.empty(v.shape, object if v.dtype.kind in "OUT" else v.dtype), v.attrs)
-            for n, v in template.data_vars.items()
-        }
-        if not layout.regions:
-            for n, (_, values, _) in filled.items():
-                values[...] = template[n].values
+        filled = {}
+        if layout.regions:
+            for n, v in template.data_vars.items():
+                kind = object if v.dtype.kind in "OUT" else v.dtype
+                filled[n] = v.copy(data=np.empty(v.shape, kind))
         report(self.progress, name, 0, len(layout))
         found = results_of(compute, range(len(layout)), JobLedger())
         for done, (i, result) in enumerate(found, start=1):
             part = fit(layout, template, i, result)
-            for n, (dims, values, _) in filled.items():
-                values[layout.indexer(i, dims)] = part[n].values
+            for n, v in filled.items():
+                v.values[layout.indexer(i, v.dims)] = part[n].values
             report(self.progress, name, done, len(layout))
-        finished = as_objects(xr.Dataset(filled, coords=template.coords, attrs=template.attrs))
+        finished = as_objects(template.assign(filled))
         self._stages[name] = (layout.digest, finished)
         return finished.copy(deep=True)
 
@@ -166,9 +164,8 @@ class MemoryRecorder:
             for at, told in iterate(loop, at, body, self, JobLedger(), every):  # noqa: B020
                 parts.append(told)
                 report(self.progress, name, at.step, at.step if at.done else steps)
-            whole = {str(n): v.values for n, v in xr.concat(parts, STEP).data_vars.items()}
-            self._stages[f"{name}{STATE}"] = (loop.digest, at.state)
-            self._stages[name] = (loop.digest, loop.whole(whole, at.step))
+            told = loop.whole(xr.concat(parts, STEP), at.step)
+            self._stages |= {f"{name}{STATE}": (loop.digest, at.state), name: (loop.digest, told)}
         digest, told = self._stages[name]
         if digest != loop.digest:
             raise begun_otherwise(name)
@@ -198,13 +195,12 @@ class MemoryRecorder:
         StoreError
             If a variable breaks the registry or groups disagree on a dim.
         """
-        kept = {n: self._known(n) for n in keep}
-        return prepare({**groups, **kept}, attrs or {})
-
-    def _known(self, name: str) -> xr.Dataset:
-        if name not in self._stages:
-            raise StoreError(f"cannot keep stage {name!r}; stages are {sorted(self._stages)}.")
-        return self._stages[name][1]
+        kept = {}
+        for name in keep:
+            if name not in self._stages:
+                raise StoreError(f"cannot keep stage {name!r}; stages are {sorted(self._stages)}.")
+            kept[name] = self._stages[name][1]
+        return as_tree(checked_groups({**groups, **kept}, attrs or {}))
 
 
 def prepared(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +25,7 @@ from refusal_nn.store._jobs import JOBS, JobLedger, has_jobs, jobs_summary, resu
 from refusal_nn.store._layout import Layout, Region, fit
 from refusal_nn.store._loop import iterate, prepare_loop
 from refusal_nn.store._protocol import Arrays, Body, Compute, Looped, Progress
-from refusal_nn.store._write import array_of, create_stage, read_dataset, storable
+from refusal_nn.store._write import array_of, create_stage, read_stage, storable
 from refusal_nn.store.recorder import prepared, relaid, report
 
 _STAGE_NAME = re.compile(r"[A-Za-z][\w-]*")
@@ -105,21 +104,17 @@ class RunRecorder:
             As read from disk: variables up to 32 MiB in memory, larger ones lazy (valid until
             :meth:`commit`, which links them where they are whole).
         """
-        self._require_open()
-        _require_name(name)
+        self._require_open(name)
         template, layout = prepared(name, template, batches)
         folder = self.partial / name
-        with self._released_on_error():
-            with writing(self.path):
-                self._acquire()
-                if not folder.exists():
-                    self._create(folder, template, layout)
+        with self._at_work():
+            if not folder.exists():
+                with writing(self.path):
+                    create_stage(folder, template, layout)
             if manifest.read_attrs(folder).get("stage_digest") != layout.digest:
                 raise relaid(name)
             self._fill(folder, template, layout, compute)
-            done = read_dataset(folder, load=True)
-        done.attrs = {k: v for k, v in done.attrs.items() if not k.startswith("stage_")}
-        return done[list(template.data_vars)]
+            return read_stage(folder, load=True)[list(template.data_vars)]
 
     def loop(
         self,
@@ -136,13 +131,11 @@ class RunRecorder:
         Parameters, result and errors are those of :meth:`MemoryRecorder.loop`. An exception of
         ``body`` passes through; the last state that was kept is where the next attempt goes on.
         """
-        self._require_open()
-        _require_name(name)
+        self._require_open(name)
         loop = prepare_loop(name, state, steps, records, every)
         kept = LoopFolder(self.partial, loop, every)
-        with self._released_on_error():
+        with self._at_work():
             with writing(self.path):
-                self._acquire()
                 if kept.open():
                     return kept.result()
                 begun = kept.last()
@@ -189,9 +182,7 @@ class RunRecorder:
         """
         self._require_open()
         kept = tuple(keep)
-        with self._released_on_error():
-            with writing(self.path):
-                self._acquire()
+        with self._at_work():
             progress = manifest.stage_progress(self.partial)
             for stage in kept:
                 done, total = progress.get(stage, (0, -1))
@@ -253,12 +244,7 @@ class RunRecorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _begin(self, checked: dict[str, Any], request: dict[str, Any]) -> None:
@@ -319,11 +305,6 @@ class RunRecorder:
             self._started = time.monotonic()
             _partial.begin_attempt(self.partial, ended)
 
-    def _create(self, folder: Path, template: xr.Dataset, layout: Layout) -> None:
-        draft = _partial.draft_of(self.partial, folder.name)
-        create_stage(draft, template, layout, _partial.stage_attrs(self.partial, layout.digest))
-        draft.rename(folder)
-
     def _fill(self, folder: Path, template: xr.Dataset, layout: Layout, compute: Compute) -> None:
         group = zarr.open_group(folder, mode="r+", use_consolidated=False)
         arrays = {str(n): array_of(group, str(n)) for n in template.data_vars}
@@ -342,19 +323,19 @@ class RunRecorder:
                 self._lock.touch()
             report(self.progress, layout.stage, int(written.sum()), len(layout))
 
-    def _require_open(self) -> None:
+    def _require_open(self, stage: str | None = None) -> None:
         if self.already_complete:
             raise StoreError(f"run {self.name!r} is complete; open it instead of writing to it.")
+        if stage is not None and not _STAGE_NAME.fullmatch(stage):
+            raise StoreError(f"stage name {stage!r} must be letters, digits, '_' and '-'.")
 
     @contextmanager
-    def _released_on_error(self) -> Iterator[None]:
+    def _at_work(self) -> Iterator[None]:
+        """Hold the run; an error lets go of it."""
         try:
+            with writing(self.path):
+                self._acquire()
             yield
         except BaseException:
             self.close()
             raise
-
-
-def _require_name(name: str) -> None:
-    if not _STAGE_NAME.fullmatch(name):
-        raise StoreError(f"stage name {name!r} must be letters, digits, '_' and '-'.")
