@@ -10,8 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from refusal_nn.store import _declared as _declared
-from refusal_nn.store import _declared_activations as _declared_activations
-from refusal_nn.store import _declared_pairs as _declared_pairs
 from refusal_nn.store.variables import REGISTRY, Spec, annotate, lookup, register
 
 if TYPE_CHECKING:

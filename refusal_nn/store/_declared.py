@@ -1,4 +1,4 @@
-"""The labels that all runs share, and the texts of prompts; imported once, for its effect on the registry.
+"""What all runs share: labels, texts of prompts, captured activations; imported for the registry.
 
 What an analysis stores is declared beside it, in its package's ``_variables``. Scores are per-prompt values
 over (`position`, `layer`) tables unless said otherwise; "higher" always means the number, not its size.
@@ -6,64 +6,64 @@ over (`position`, `layer`) tables unless said otherwise; "higher" always means t
 
 from __future__ import annotations
 
-from refusal_nn.store.variables import Spec, register
+from functools import partial
 
+from refusal_nn.store.variables import Spec, coords, register, specs
 
-def _coord(name: str, dtype: str, unit: str, summary: str, source: str = "") -> Spec:
-    return Spec(name, (), dtype, unit, summary, source, coord=True)
+_name = partial(coords, "string", "")
+_text = partial(specs, "string", "", "")
+_captured = partial(specs, "float", "activation units", "")
 
-
+# labels of prompts and of what is done with them
 register(
-    # labels of prompts
-    _coord("prompt_id", "string", "", "Content hash of the prompt, the same wherever it occurs"),
-    _coord("category", "string", "", "Topic of the prompt, named as in OR-Bench"),
-    _coord("harm", "string", "harmful | harmless", "Whether the prompt asks for something harmful"),
-    _coord(
-        "style",
+    *_name(
+        prompt_id="Content hash of the prompt, the same wherever it occurs",
+        category="Topic of the prompt, named as in OR-Bench",
+        source="Prompt set that the prompt comes from",
+        family="Template family; prompts of one family are not independent",
+        intervention="Name of the intervention; baseline is the unedited model",
+        control="Name of the control",
+        metric="Name of the metric",
+        filter="Criterion of the selection rule",
+        run="Name of the run",
+        analysis="Analysis that made the run",
+        model="Model that the run was made with",
+    ),
+    *coords("string", "harmful | harmless", harm="Whether the prompt asks for something harmful"),
+    *coords(
         "string",
         "toxic | hard | safe",
-        "toxic: harmful; hard: harmless but worded like a harmful one; safe: plainly harmless",
+        style="toxic: harmful; hard: harmless but worded like a harmful one; safe: plainly harmless",
     ),
-    _coord("split", "string", "train | val | test", "Part of the prompt set; parts are disjoint"),
-    _coord("source", "string", "", "Prompt set that the prompt comes from"),
-    _coord("family", "string", "", "Template family; prompts of one family are not independent"),
-    # labels of places in the model
-    _coord(
-        "layer",
-        "int",
-        "index",
-        "Block, counted from 0. For resid_pre it is the block whose input is meant",
-    ),
-    _coord(
-        "position",
-        "int",
-        "tokens",
-        "Token counted from the end of the prompt; -1 is the last",
-    ),
-    _coord("head", "int", "index", "Attention head, counted from 0"),
-    _coord("site", "string", "", "Where in the block: resid_pre, z, attn_out, mlp_out and so on"),
-    _coord("feature", "int", "index", "Feature of a dictionary, counted from 0"),
-    _coord("candidate", "int", "index", "Candidate direction, counted from 0"),
-    _coord("step", "int", "index", "Step of an iteration, counted from 0"),
-    _coord("edge", "int", "index", "Edge of a circuit, counted from 0"),
-    _coord("src", "string", "", "Node that an edge starts from"),
-    _coord("dst", "string", "", "Node that an edge ends at"),
-    # labels of experiments
-    _coord(
-        "intervention", "string", "", "Name of the intervention; baseline is the unedited model"
-    ),
-    _coord("coefficient", "float", "1", "Factor applied to an added direction"),
-    _coord("block", "int", "index", "Batch of prompts that a partial sum covers, counted from 0"),
-    _coord("draw", "int", "index", "Random control, counted from 0"),
-    _coord("control", "string", "", "Name of the control"),
-    _coord("metric", "string", "", "Name of the metric"),
-    _coord("filter", "string", "", "Criterion of the selection rule"),
-    _coord("resample", "int", "index", "Bootstrap or permutation draw, counted from 0"),
-    _coord("run", "string", "", "Name of the run"),
-    _coord("analysis", "string", "", "Analysis that made the run"),
-    _coord("model", "string", "", "Model that the run was made with"),
+    *coords("string", "train | val | test", split="Part of the prompt set; parts are disjoint"),
+    *coords("float", "1", coefficient="Factor applied to an added direction"),
 )
 
+# labels of places in the model, and of what is counted
+register(
+    *coords("int", "tokens", position="Token counted from the end of the prompt; -1 is the last"),
+    *_name(
+        site="Where in the block: resid_pre, z, attn_out, mlp_out and so on",
+        src="Node that an edge starts from",
+        dst="Node that an edge ends at",
+    ),
+    *coords(
+        "int",
+        "index",
+        layer="Block, counted from 0. For resid_pre it is the block whose input is meant",
+        head="Attention head, counted from 0",
+        kv_head="Head of keys and values, counted from 0; query heads may share one",
+        feature="Feature of a dictionary, counted from 0",
+        candidate="Candidate direction, counted from 0",
+        step="Step of an iteration, counted from 0",
+        edge="Edge of a circuit, counted from 0",
+        block="Batch of prompts that a partial sum covers, counted from 0",
+        draw="Random control, counted from 0",
+        resample="Bootstrap or permutation draw, counted from 0",
+    ),
+)
+
+# texts; in a table of contrast pairs an entry of dim ``prompt`` is a pair
 register(
     Spec(
         "text",
@@ -73,20 +73,45 @@ register(
         "The prompt as written, before the chat template",
         prompt_labels=("prompt_id",),
     ),
-    Spec(
-        "used_text",
-        ("used_prompt",),
-        "string",
-        "",
-        "A prompt an earlier step used; held-out prompts must differ from all of these",
+    *_text(
+        "used_prompt",
+        used_text="A prompt an earlier step used; held-out prompts must differ from all of these",
+        used_family="Its template family",
     ),
-    Spec("used_family", ("used_prompt",), "string", "", "Its template family"),
-    Spec(
-        "activation",
-        ("intervention", "site", "prompt", "layer", "head", "position", "d_model"),
+    *_text(
+        "prompt",
+        clean_text="The harmful prompt of a pair",
+        corrupted_text="The harmless prompt of a pair",
+    ),
+)
+
+# captured activations; one variable a site, named after it
+register(
+    *specs(
         "float",
         "residual stream units",
-        "Activation at a site",
-        optional=("intervention", "site", "layer", "head", "position"),
+        "",
+        "[intervention], [site], prompt, [layer], [head], [position], d_model",
+        activation="Activation at a site",
+    ),
+    *_captured(
+        "prompt, layer, position, d_model",
+        resid_pre="Residual stream at the input of a block",
+        attn_in="What attention reads, after the norm where one is before it",
+        attn_out="What attention writes to the residual stream",
+        resid_mid="Residual stream between attention and MLP",
+        mlp_in="What the MLP reads, after the norm where one is before it",
+        mlp_out="What the MLP writes to the residual stream",
+        resid_post="Residual stream at the output of a block",
+    ),
+    *_captured(
+        "prompt, layer, position, head, d_head",
+        q="Queries as projected, before norms and rotary embedding",
+        z="What each head gives the output projection: values weighted by its attention",
+    ),
+    *_captured(
+        "prompt, layer, position, kv_head, d_head",
+        k="Keys as projected, before norms and rotary embedding",
+        v="Values as projected",
     ),
 )

@@ -123,6 +123,11 @@ def specs(dtype: str, unit: str, source: str, dims: str, /, **summaries: str) ->
     return [Spec(n, every, dtype, unit, text, source, absent) for n, text in summaries.items()]
 
 
+def coords(dtype: str, unit: str, /, **summaries: str) -> list[Spec]:
+    """Declarations of coordinates that differ in name and summary alone; see :func:`specs`."""
+    return [Spec(name, (), dtype, unit, text, coord=True) for name, text in summaries.items()]
+
+
 REGISTRY: dict[str, Spec] = {}
 """The variables and coordinates declared so far, by name: those of an analysis with its package.
 
