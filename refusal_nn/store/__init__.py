@@ -10,6 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from refusal_nn.store import _declared as _declared
+from refusal_nn.store._jobs import JobLedger, Streaming, forget_jobs, job_ledgers
+from refusal_nn.store._partial import change_request, request_of
+from refusal_nn.store.catalogue import Catalogue, Run, find_run, open_runs
+from refusal_nn.store.manifest import (
+    Verification,
+    locate,
+    problems,
+    read_attrs,
+    run_hash,
+    run_name,
+    verify,
+)
+from refusal_nn.store.provenance import command_line, default_name, fingerprint, scrub, versions
+from refusal_nn.store.runs import describe, remove, sample_run
 from refusal_nn.store.variables import REGISTRY, Spec, annotate, lookup, register
 
 if TYPE_CHECKING:
@@ -19,71 +33,20 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from refusal_nn.store._export import export
-    from refusal_nn.store._jobs import JobLedger, Streaming, forget_jobs, job_ledgers
     from refusal_nn.store._loop import step_rng
-    from refusal_nn.store._partial import change_request, request_of
-    from refusal_nn.store._protocol import (
-        Compute,
-        Iterating,
-        Looped,
-        Next,
-        Progress,
-        Recorder,
-    )
+    from refusal_nn.store._protocol import Compute, Iterating, Looped, Next, Progress, Recorder
     from refusal_nn.store._save import content_hash
-    from refusal_nn.store.catalogue import Catalogue, Run, find_run, open_runs
-    from refusal_nn.store.manifest import (
-        Verification,
-        locate,
-        problems,
-        read_attrs,
-        run_hash,
-        run_name,
-        verify,
-    )
-    from refusal_nn.store.provenance import command_line, default_name, fingerprint, scrub, versions
     from refusal_nn.store.recorder import MemoryRecorder
     from refusal_nn.store.run_recorder import RunRecorder
-    from refusal_nn.store.runs import describe, remove, sample_run
 
 # loaded on first use: listing runs needs neither xarray nor zarr
 _HOMES = {
-    "Catalogue": "catalogue",
-    "Compute": "_protocol",
-    "Iterating": "_protocol",
-    "JobLedger": "_jobs",
-    "Looped": "_protocol",
-    "MemoryRecorder": "recorder",
-    "Next": "_protocol",
-    "Progress": "_protocol",
-    "Recorder": "_protocol",
-    "Run": "catalogue",
-    "RunRecorder": "run_recorder",
-    "Streaming": "_jobs",
-    "Verification": "manifest",
-    "command_line": "provenance",
-    "default_name": "provenance",
-    "content_hash": "_save",
-    "describe": "runs",
-    "export": "_export",
-    "fingerprint": "provenance",
-    "find_run": "catalogue",
-    "forget_jobs": "_jobs",
-    "job_ledgers": "_jobs",
-    "open_runs": "catalogue",
-    "locate": "manifest",
-    "problems": "manifest",
-    "read_attrs": "manifest",
-    "remove": "runs",
-    "change_request": "_partial",
-    "request_of": "_partial",
-    "run_hash": "manifest",
-    "run_name": "manifest",
-    "sample_run": "runs",
-    "scrub": "provenance",
-    "step_rng": "_loop",
-    "verify": "manifest",
-    "versions": "provenance",
+    "_export": ("export",),
+    "_loop": ("step_rng",),
+    "_protocol": ("Compute", "Iterating", "Looped", "Next", "Progress", "Recorder"),
+    "_save": ("content_hash",),
+    "recorder": ("MemoryRecorder",),
+    "run_recorder": ("RunRecorder",),
 }
 
 __all__ = [
@@ -168,11 +131,11 @@ def save(
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'refusal_nn.store' has no attribute {name!r}")
-    value = getattr(import_module(f"refusal_nn.store.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+            return value
+    raise AttributeError(f"module 'refusal_nn.store' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -82,10 +82,8 @@ def _write_netcdf(tree: xr.DataTree, out: Path) -> None:
 
 def _for_netcdf(ds: xr.Dataset) -> xr.Dataset:
     ds = as_objects(ds.load())
-    half = {n: ds[n].astype(np.float32) for n in ds.variables if ds[n].dtype == np.float16}
-    ds = ds.assign({n: v for n, v in half.items() if n in ds.data_vars}).assign_coords(
-        {n: v for n, v in half.items() if n in ds.coords}
-    )
+    half = {n: v.astype(np.float32) for n, v in ds.variables.items() if v.dtype == np.float16}
+    ds = ds.assign(half)
     for variable in ds.variables.values():
         variable.encoding = {}
         variable.attrs = {k: _netcdf_attr(v) for k, v in variable.attrs.items()}

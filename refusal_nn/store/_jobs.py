@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from refusal_nn.store._disk import write_atomically
 from refusal_nn.store._lock import Lock
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 JOBS = "jobs.json"
 
@@ -49,15 +50,8 @@ class JobLedger:
 
     def submitted(self, job: str, batches: Sequence[int], **facts: Any) -> None:
         """Note a job before waiting for it."""
-        self.jobs.append(
-            {
-                "id": job,
-                "batches": [int(b) for b in batches],
-                "state": "submitted",
-                "submitted": time.time(),
-                **facts,
-            }
-        )
+        entry = {"id": job, "batches": [int(b) for b in batches], "state": "submitted"}
+        self.jobs.append({**entry, "submitted": time.time(), **facts})
         self._write()
 
     def ended(self, job: str, state: str, **facts: Any) -> None:

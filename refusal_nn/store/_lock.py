@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from refusal_nn.errors import StoreError
+from refusal_nn.store.manifest import run_name
 
 NAME = "lock"
 
@@ -48,33 +49,11 @@ class Lock:
         while self._fd is None:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                owner = self._owner(fd)
-                os.close(fd)
-                raise StoreError(
-                    f"run {self._run!r} is being written by {owner}; wait for it to end, or stop "
-                    "it and resume."
-                ) from e
-            try:
-                same = os.path.samestat(os.fstat(fd), self.path.stat())
-            except FileNotFoundError:
-                same = False
-            if not same:  # the run was committed and its folder removed between open and flock
-                os.close(fd)
-                continue
-            other = self._content(fd).get("host")
-            if other not in (None, socket.gethostname()):
-                owner = self._owner(fd)
-                os.close(fd)
-                raise StoreError(
-                    f"run {self._run!r} is marked as being written by {owner}; if that process "
-                    f"has ended, delete the file {str(self.path)!r} and resume."
-                )
-            os.ftruncate(fd, 0)
-            here = {"pid": os.getpid(), "host": socket.gethostname()}
-            os.pwrite(fd, json.dumps(here).encode(), 0)
-            self._fd = fd
+                if self._taken(fd):
+                    self._fd = fd
+            finally:
+                if self._fd is None:
+                    os.close(fd)
 
     def touch(self) -> None:
         """Record that the run is alive: the file's time tells when a killed attempt ended."""
@@ -93,18 +72,41 @@ class Lock:
         if fd is not None:
             os.close(fd)
 
-    @property
-    def _run(self) -> str:
-        return self.path.parent.name.removesuffix(".partial").removesuffix(".zarr")
-
-    @staticmethod
-    def _content(fd: int) -> dict[str, object]:
+    def _taken(self, fd: int) -> bool:
+        """Whether the open file is locked now, and still the run's."""
+        name = run_name(self.path.parent)
         try:
-            content = json.loads(os.pread(fd, 4096, 0) or b"{}")
-        except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise StoreError(
+                f"run {name!r} is being written by {_owner(_content(fd))}; wait for it to end, or "
+                "stop it and resume."
+            ) from e
+        try:
+            if not os.path.samestat(os.fstat(fd), self.path.stat()):
+                return False
+        except (
+            FileNotFoundError
+        ):  # the run was committed and its folder removed since it was opened
+            return False
+        here, found = {"pid": os.getpid(), "host": socket.gethostname()}, _content(fd)
+        if found.get("host") not in (None, here["host"]):
+            raise StoreError(
+                f"run {name!r} is marked as being written by {_owner(found)}; if that process has "
+                f"ended, delete the file {str(self.path)!r} and resume."
+            )
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(here).encode(), 0)
+        return True
 
-    def _owner(self, fd: int) -> str:
-        content = self._content(fd)
-        return f"process {content.get('pid', '?')} on {content.get('host', 'this machine')}"
+
+def _content(fd: int) -> dict[str, object]:
+    try:
+        content = json.loads(os.pread(fd, 4096, 0) or b"{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _owner(content: dict[str, object]) -> str:
+    return f"process {content.get('pid', '?')} on {content.get('host', 'this machine')}"

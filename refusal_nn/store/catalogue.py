@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -92,11 +92,14 @@ class Run:
         return xr.open_zarr(self.path, group=group, chunks=chunks)
 
     def groups(self) -> list[str]:
-        """Names of the groups below the root."""
-        found = (p.parent for p in self.path.rglob("zarr.json"))
-        return sorted(
-            str(p.relative_to(self.path)) for p in found if p != self.path and _is_group(p)
-        )
+        """Names of the groups below the root.
+
+        Raises
+        ------
+        StoreError
+            If it is partial.
+        """
+        return sorted(node.path.strip("/") for node in self.open().descendants)
 
     def verify(self) -> Verification:
         """Compare every file with its hash; see :func:`refusal_nn.store.verify`."""
@@ -140,29 +143,24 @@ class Catalogue(Sequence[Run]):
         """A run by number or name, or a part of the catalogue."""
         if isinstance(key, slice):
             return Catalogue(self._runs[key], self.folder)
-        if isinstance(key, str):
-            for run in self._runs:
-                if run.name == run_name(key):
-                    return run
-            raise StoreError(
-                f"there is no run {key!r} in {str(self.folder)!r}; there are "
-                f"{', '.join(self.names) or 'none'}."
-            )
-        return self._runs[key]
-
-    def __iter__(self) -> Iterator[Run]:
-        return iter(self._runs)
+        if not isinstance(key, str):
+            return self._runs[key]
+        for run in self._runs:
+            if run.name == run_name(key):
+                return run
+        raise StoreError(
+            f"there is no run {key!r} in {str(self.folder)!r}; there are "
+            f"{', '.join(self.names) or 'none'}."
+        )
 
     def __repr__(self) -> str:
-        rows = [[str(r.row().get(c, "")) for c in _COLUMNS] for r in self._runs]
-        table = [list(_COLUMNS), *rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        plural = "" if len(self) == 1 else "s"
-        return "\n".join([f"<Catalogue: {len(self)} run{plural}>", *(lines if rows else [])])
+        title = f"<Catalogue: {len(self)} run{'' if len(self) == 1 else 's'}>"
+        if not self._runs:
+            return title
+        rows = [r.row() for r in self._runs]
+        columns = [[c, *(str(row.get(c, "")) for row in rows)] for c in _COLUMNS]
+        even = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+        return "\n".join([title, *("  ".join(line).rstrip() for line in zip(*even, strict=True))])
 
     @property
     def names(self) -> list[str]:
@@ -302,15 +300,6 @@ def find_run(path: str | Path) -> Run:
     folder = locate(path)
     state = "partial" if folder.name.endswith(".partial") else "complete"
     return Run(run_name(folder), folder, state, read_attrs(folder))
-
-
-def _is_group(folder: Path) -> bool:
-    import json
-
-    try:
-        return bool(json.loads((folder / "zarr.json").read_bytes())["node_type"] == "group")
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _flatten(attrs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,8 @@ from. :func:`annotate` copies that into the attrs of a Dataset and refuses what 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 KINDS = ("float", "int", "bool", "string")
+
+_KIND_OF = {"f": "float", "i": "int", "u": "int", "b": "bool", **dict.fromkeys("OUT", "string")}
+"""Of numpy's kinds of dtype."""
 
 # Any variable may also lie along these: runs are concatenated, estimates are resampled.
 FREE_DIMS = ("run", "resample")
@@ -192,12 +196,10 @@ def lookup(name: str) -> Spec | None:
     >>> lookup("refusal_rate_low").unit
     '0 to 1'
     """
-    found = _lookup(name)
-    if found is None:
-        for _ in declare_variables():
-            if (found := _lookup(name)) is not None:
-                return found
-    return found
+    for _ in chain([None], declare_variables()):
+        if (found := _lookup(name)) is not None:
+            return found
+    return None
 
 
 def _lookup(name: str) -> Spec | None:
@@ -206,15 +208,8 @@ def _lookup(name: str) -> Spec | None:
     for end, (phrase, kind) in _ENDS.items():
         base = REGISTRY.get(name.removesuffix(end)) if name.endswith(end) else None
         if base is not None and not base.coord:
-            return Spec(
-                name,
-                base.dims,
-                kind or base.dtype,
-                "count" if kind else base.unit,
-                f"{phrase} {base.name}.",
-                base.source,
-                base.optional,
-            )
+            bound = replace(base, name=name, summary=f"{phrase} {base.name}.", prompt_labels=None)
+            return replace(bound, dtype=kind, unit="count") if kind else bound
     return None
 
 
@@ -258,10 +253,7 @@ def annotate(ds: xr.Dataset) -> xr.Dataset:
                 f"coordinate {name!r} has dims {_listed(variable.dims)}; a label has at most one."
             )
         declared = {"long_name": spec.summary.split(". ")[0].rstrip("."), "comment": spec.summary}
-        if spec.unit:
-            declared["units"] = spec.unit
-        if spec.source:
-            declared["source"] = spec.source
+        declared |= {k: v for k, v in (("units", spec.unit), ("source", spec.source)) if v}
         # xarray shares attrs between shallow copies, so a new dict is assigned
         out[name].attrs = {**ds[name].attrs, **declared}
     if "layer" in out.coords and "site" in ds.attrs:
@@ -311,27 +303,19 @@ def _labels_of(ds: xr.Dataset, dim: str) -> tuple[str, ...]:
 
 def _kind(name: str, dtype: np.dtype, variable: xr.Variable) -> str:
     """Kind of value, of :data:`KINDS`."""
-    if dtype.kind == "b":
-        return "bool"
-    if dtype.kind in "iu":
-        return "int"
-    if dtype.kind == "f":
-        return "float"
-    if dtype.kind in "UT":
-        return "string"
-    if dtype.kind == "O":
-        # zarr would turn None into '' without a word
-        bad = [v for v in np.ravel(variable.values) if not isinstance(v, str)][:1]
-        if not bad:
-            return "string"
+    if dtype.kind not in _KIND_OF:
         raise StoreError(
-            f"variable {name!r} holds {bad[0]!r} among its strings; "
+            f"variable {name!r} has dtype {dtype}, which zarr cannot hold; "
+            "convert it (bfloat16 becomes float32)."
+        )
+    # zarr would turn None into '' without a word
+    values = np.ravel(variable.values) if dtype.kind == "O" else ()
+    for bad in (v for v in values if not isinstance(v, str)):
+        raise StoreError(
+            f"variable {name!r} holds {bad!r} among its strings; "
             "store '' and a boolean mask instead."
         )
-    raise StoreError(
-        f"variable {name!r} has dtype {dtype}, which zarr cannot hold; "
-        "convert it (bfloat16 becomes float32)."
-    )
+    return _KIND_OF[dtype.kind]
 
 
 def _listed(dims: Iterable[Hashable]) -> str:
