@@ -28,12 +28,10 @@ def plain(value: Any, *, where: str = "attrs") -> Any:
     """
     if value is None or isinstance(value, str | bool | int):
         return value
-    if isinstance(value, np.generic):
-        return plain(value.item(), where=where)
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist(), where=where)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist(), where=where)
     if isinstance(value, Mapping):
         return {str(k): plain(v, where=f"{where}[{str(k)!r}]") for k, v in value.items()}
     if isinstance(value, list | tuple):

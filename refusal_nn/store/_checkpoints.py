@@ -17,8 +17,8 @@ import zarr
 
 from refusal_nn.errors import StoreError
 from refusal_nn.store import manifest
-from refusal_nn.store._layout import Layout
-from refusal_nn.store._loop import STATE, Loop, Reached, begun_otherwise
+from refusal_nn.store._layout import Layout, require_same
+from refusal_nn.store._loop import STATE, Loop, Reached
 from refusal_nn.store._protocol import STEP, Looped
 from refusal_nn.store._write import (
     array_of,
@@ -74,8 +74,7 @@ class LoopFolder:
             layout = Layout(loop.name, lengths, regions, loop.digest)
             create_stage(self.folder, loop.records, layout)
         begun = manifest.read_attrs(self.ended if ended else self.folder)
-        if begun.get("stage_digest") != self.loop.digest:
-            raise begun_otherwise(self.loop.name)
+        require_same("loop", self.loop.name, begun.get("stage_digest"), self.loop.digest)
         return ended
 
     def last(self) -> Reached:

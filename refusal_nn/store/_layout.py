@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -14,6 +15,12 @@ from refusal_nn.errors import StoreError
 from refusal_nn.store._attrs import canonical, plain
 
 Region = Mapping[str, slice]
+
+_BEGUN = {
+    "stage": "other labels, shapes or batches",
+    "loop": "another state, other records or another number of steps",
+}
+"""What differs where a stage or loop is not what it was begun as."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,21 @@ def _digest(template: xr.Dataset, regions: list[dict[str, tuple[int, int]]]) -> 
             )
     digest.update(canonical(plain(template.attrs)).encode())
     return digest.hexdigest()
+
+
+def require_same(kind: Literal["stage", "loop"], name: str, begun: object, digest: str) -> None:
+    """Check that what is asked for again is what was begun.
+
+    Raises
+    ------
+    StoreError
+        If the digests differ.
+    """
+    if begun != digest:
+        raise StoreError(
+            f"{kind} {name!r} was begun with {_BEGUN[kind]} than now; resume with the options of the "
+            "first attempt, or remove the partial run."
+        )
 
 
 def fit(layout: Layout, template: xr.Dataset, batch: int, part: xr.Dataset) -> xr.Dataset:

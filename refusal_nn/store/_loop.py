@@ -179,14 +179,6 @@ def prepare_loop(
     return Loop(name, first, steps, records, digest)
 
 
-def begun_otherwise(name: str) -> StoreError:
-    """The error for a loop that is asked for again with another state or other steps."""
-    return StoreError(
-        f"loop {name!r} was begun with another state, other records or another number of steps than "
-        "now; resume with the options of the first attempt, or remove the partial run."
-    )
-
-
 def iterate(
     loop: Loop,
     at: Reached,

@@ -36,7 +36,7 @@ def create(
         node = {"attributes": dict(attrs), "zarr_format": 3, "node_type": "group"}
         (draft / "zarr.json").write_text(json.dumps(node, indent=2))
         (draft / REQUEST).write_text(json.dumps(request, indent=2))
-        _write_attempts(draft, [_new_attempt()])
+        begin_attempt(draft, None)
         lock = _lock.Lock(draft)
         lock.acquire()
         draft.rename(partial)
@@ -79,11 +79,12 @@ def last_sign_of_life(partial: Path) -> float | None:
 
 
 def begin_attempt(partial: Path, previous_ended: float | None) -> None:
-    """Note that work goes on, and time the attempt before by the last sign of life it gave."""
+    """Note that work begins or goes on, and time the attempt before by its last sign of life."""
     attempts = _attempts(partial)
     if attempts and attempts[-1]["seconds"] is None and previous_ended is not None:
         attempts[-1]["seconds"] = max(0.0, previous_ended - attempts[-1]["started"])
-    _write_attempts(partial, [*attempts, _new_attempt()])
+    attempts.append({"started": time.time(), "seconds": None})
+    write_atomically(partial / _ATTEMPTS, json.dumps(attempts).encode())
 
 
 def spent(partial: Path, running: float) -> tuple[int, float]:
@@ -135,14 +136,6 @@ def _attempts(partial: Path) -> list[dict[str, Any]]:
         return list(json.loads((partial / _ATTEMPTS).read_bytes()))
     except (OSError, ValueError):
         return []
-
-
-def _write_attempts(partial: Path, attempts: list[dict[str, Any]]) -> None:
-    write_atomically(partial / _ATTEMPTS, json.dumps(attempts).encode())
-
-
-def _new_attempt() -> dict[str, Any]:
-    return {"started": time.time(), "seconds": None}
 
 
 def _alive(pid: int) -> bool:

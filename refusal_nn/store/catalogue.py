@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -314,8 +314,7 @@ def _flatten(attrs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _meets(value: Any, condition: Any) -> bool:
     if callable(condition):
-        test: Callable[[Any], Any] = condition
-        return bool(test(value))
+        return bool(condition(value))
     if isinstance(condition, Collection) and not isinstance(condition, str):
         return value in condition or value == condition
     return bool(value == condition)

@@ -75,12 +75,10 @@ def problems(path: str | Path) -> list[str]:
         return [f"run is incomplete: {progress_text(folder)}; resume it or remove it"]
     try:
         recorded = (folder / NAME).read_bytes()
+        files = dict(json.loads(recorded)["files"])
+        intact = _text(files) == recorded
     except OSError:
         return [f"{NAME} is missing, so nothing can be checked"]
-    try:
-        content = json.loads(recorded)
-        files = dict(content["files"])
-        intact = _text(files) == recorded
     except (ValueError, KeyError, TypeError):
         return [f"{NAME} is damaged, so nothing can be checked"]
     found = [] if intact else [f"{NAME} is damaged: it does not match its own checksum"]
@@ -137,7 +135,7 @@ def locate(path: str | Path) -> Path:
         If there is none.
     """
     path = Path(path)
-    base = path.name.removesuffix(".partial").removesuffix(".zarr")
+    base = run_name(path)
     complete = path.with_name(f"{base}.zarr")
     partial = path.with_name(f"{base}.zarr.partial")
     order = [partial] if path.name.endswith(".partial") else [complete, partial]
@@ -190,7 +188,7 @@ def stage_progress(folder: Path) -> dict[str, tuple[int, int]]:
 
     found = {}
     stages = [p.parent for p in folder.glob("*/written") if not p.parent.name.startswith(".")]
-    for stage in sorted(stages, key=lambda s: (_order(s), s.name)):
+    for stage in sorted(stages, key=lambda s: (read_attrs(s).get("stage_number", 0), s.name)):
         try:
             ledger = np.asarray(zarr.open_array(stage / "written", mode="r")[...])
         except (OSError, ValueError, KeyError):
@@ -198,10 +196,6 @@ def stage_progress(folder: Path) -> dict[str, tuple[int, int]]:
         # a loop that goes on: its steps
         found[stage.name.removesuffix(".loop")] = (int(ledger.sum()), int(ledger.size))
     return found
-
-
-def _order(stage: Path) -> int:
-    return int(read_attrs(stage).get("stage_number", 0))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ import platform
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,8 @@ def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
     """Installed versions of `packages` and of Python; those not installed are left out."""
     found = {"python": platform.python_version()}
     for package in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -18,8 +18,8 @@ from refusal_nn.errors import StoreError
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._commit import as_tree, checked_groups
 from refusal_nn.store._jobs import JobLedger, results_of
-from refusal_nn.store._layout import Layout, Region, fit, plan
-from refusal_nn.store._loop import STATE, Reached, begun_otherwise, iterate, prepare_loop
+from refusal_nn.store._layout import Layout, Region, fit, plan, require_same
+from refusal_nn.store._loop import STATE, Reached, iterate, prepare_loop
 from refusal_nn.store._protocol import STEP, Arrays, Body, Compute, Looped, Progress
 from refusal_nn.store._write import as_objects
 from refusal_nn.store.variables import annotate
@@ -83,8 +83,7 @@ class MemoryRecorder:
         template, layout = prepared(name, template, batches)
         if name in self._stages:
             digest, known = self._stages[name]
-            if digest != layout.digest:
-                raise relaid(name)
+            require_same("stage", name, digest, layout.digest)
             return known.copy(deep=True)
         filled = {}
         if layout.regions:
@@ -167,8 +166,7 @@ class MemoryRecorder:
             told = loop.whole(xr.concat(parts, STEP), at.step)
             self._stages |= {f"{name}{STATE}": (loop.digest, at.state), name: (loop.digest, told)}
         digest, told = self._stages[name]
-        if digest != loop.digest:
-            raise begun_otherwise(name)
+        require_same("loop", name, digest, loop.digest)
         return Looped(self._stages[f"{name}{STATE}"][1].copy(deep=True), told.copy(deep=True))
 
     def commit(
@@ -210,14 +208,6 @@ def prepared(
     template = annotate(template)
     template.attrs = plain(template.attrs, where=f"attrs of stage {name!r}")
     return template, plan(name, template, batches)
-
-
-def relaid(stage: str) -> StoreError:
-    """The error for a stage that is asked for again with another template or other batches."""
-    return StoreError(
-        f"stage {stage!r} was begun with other labels, shapes or batches than now; resume with the "
-        "options of the first attempt, or remove the partial run."
-    )
 
 
 def report(progress: Progress | None, stage: str, done: int, total: int) -> None:

@@ -22,11 +22,11 @@ from refusal_nn.store._checkpoints import LoopFolder
 from refusal_nn.store._commit import commit_run
 from refusal_nn.store._disk import writing
 from refusal_nn.store._jobs import JOBS, JobLedger, has_jobs, jobs_summary, results_of
-from refusal_nn.store._layout import Layout, Region, fit
+from refusal_nn.store._layout import Layout, Region, fit, require_same
 from refusal_nn.store._loop import iterate, prepare_loop
 from refusal_nn.store._protocol import Arrays, Body, Compute, Looped, Progress
 from refusal_nn.store._write import array_of, create_stage, read_stage, storable
-from refusal_nn.store.recorder import prepared, relaid, report
+from refusal_nn.store.recorder import prepared, report
 
 _STAGE_NAME = re.compile(r"[A-Za-z][\w-]*")
 
@@ -111,8 +111,8 @@ class RunRecorder:
             if not folder.exists():
                 with writing(self.path):
                     create_stage(folder, template, layout)
-            if manifest.read_attrs(folder).get("stage_digest") != layout.digest:
-                raise relaid(name)
+            begun = manifest.read_attrs(folder).get("stage_digest")
+            require_same("stage", name, begun, layout.digest)
             self._fill(folder, template, layout, compute)
             return read_stage(folder, load=True)[list(template.data_vars)]
 
@@ -184,12 +184,11 @@ class RunRecorder:
         kept = tuple(keep)
         with self._at_work():
             progress = manifest.stage_progress(self.partial)
+            finished = sorted(s for s, (done, total) in progress.items() if done == total)
             for stage in kept:
-                done, total = progress.get(stage, (0, -1))
-                if done != total:
+                if stage not in finished:
                     raise StoreError(
-                        f"cannot keep stage {stage!r}: it is not finished; finished are "
-                        f"{sorted(s for s, (d, n) in progress.items() if d == n)}."
+                        f"cannot keep stage {stage!r}: it is not finished; finished are {finished}."
                     )
             attempts, seconds = _partial.spent(self.partial, time.monotonic() - self._started)
             root = {
@@ -249,7 +248,6 @@ class RunRecorder:
 
     def _begin(self, checked: dict[str, Any], request: dict[str, Any]) -> None:
         if self._finished():
-            _partial.discard(self.partial)
             return
         attrs = {
             **checked,
@@ -264,8 +262,7 @@ class RunRecorder:
             if self.partial.exists() and not self.partial.is_dir():
                 raise FileExistsError(errno.EEXIST, "File exists", str(self.partial))
             if not self.partial.exists():
-                lock = _partial.create(self.partial, attrs, request)
-                self._lock = lock if lock is not None else self._lock
+                self._lock = _partial.create(self.partial, attrs, request) or self._lock
         # asked before the lock: another request must not touch this one's directory
         other = manifest.read_attrs(self.partial).get("fingerprint")
         if other != self.fingerprint:
@@ -273,11 +270,10 @@ class RunRecorder:
         self.resumed = not self._lock.held
         with writing(self.path):
             self._acquire()
-        if self._finished():  # another process finished it just now
-            self.close()
-            _partial.discard(self.partial)
+        self._finished()  # by another process, just now
 
     def _finished(self) -> bool:
+        """Whether the run is there; if so, what is left of its making goes."""
         if not self.path.exists() and not self.path.is_symlink():
             return False
         other = manifest.read_attrs(self.path).get("fingerprint") if self.path.is_dir() else None
@@ -289,6 +285,8 @@ class RunRecorder:
         if other != self.fingerprint:
             raise self._taken(other)
         self.already_complete = True
+        self.close()
+        _partial.discard(self.partial)
         return True
 
     def _taken(self, other: object) -> StoreError:
