@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from refusal_nn import plots
 from refusal_nn.plots._attribution import node_summary
-from refusal_nn.report._format import plural
-from refusal_nn.report._page import Block, Paragraph, Part, Picture, Section, Table
+from refusal_nn.report._format import number, plural
+from refusal_nn.report._page import Block, Paragraph, Part, Picture, Table, section
 from refusal_nn.report._patching import metric_of
 from refusal_nn.report._sources import Source, Study
 
@@ -33,13 +35,16 @@ def edges(source: Source, *, summed: bool) -> list[Block]:
     size = np.abs(values[exist[:, 0], exist[:, 1]])
     order = np.argsort(-size, kind="stable")
     share = np.cumsum(size[order]) / max(size.sum(), np.finfo(float).tiny)
-    rows = []
-    for rank, k in enumerate(order[:SHOWN]):
-        s, d = exist[k]
-        name = f"{mean['src'].values[s]} → {mean['dst'].values[d]}"
-        rows.append([name, _score(values[s, d], error[s, d]), f"{100 * share[rank]:.0f} %"])
+    rows = [
+        [
+            f"{mean['src'].values[s]} → {mean['dst'].values[d]}",
+            _score(values[s, d], error[s, d]),
+            f"{100 * held:.0f} %",
+        ]
+        for (s, d), held in zip(exist[order[:SHOWN]], share, strict=False)
+    ]
     half = int(np.searchsorted(share, 0.5)) + 1
-    return [
+    blocks: list[Block] = [
         Paragraph(
             f"{_how(source, 'edge')} Half of the sum of |score| lies on {plural(half, 'edge')} of "
             f"{len(exist):,}."
@@ -51,27 +56,17 @@ def edges(source: Source, *, summed: bool) -> list[Block]:
             f"queries, keys, values, MLP). {_sign(source)} Grey: no edge.",
             "Matrix of edge scores, writers by readers.",
         ),
-        Table(
+        Table.of(
             ["edge", "score", "running share"],
             rows,
-            caption=f"The {len(rows)} strongest edges: mean over pairs ± standard error, in "
-            f"{source.attrs.get('metric_unit', 'nats')}, and the share of the sum of |score| that they "
-            "and those above hold.",
-            numeric=(1, 2),
-        ),
-        *(
-            [
-                Picture(
-                    "node-scores",
-                    plots.node_scores(data),
-                    "Scores added up over the edges that leave each head and MLP.",
-                    "Heat map of node scores over layer and head.",
-                ),
-            ]
-            if summed
-            else []
+            f"The {len(rows)} strongest edges: mean over pairs ± standard error, in {_unit(source)}, "
+            "and the share of the sum of |score| that they and those above hold.",
         ),
     ]
+    if summed:
+        caption = "Scores added up over the edges that leave each head and MLP."
+        blocks.append(_map("node-scores", source, caption))
+    return blocks
 
 
 def nodes(source: Source) -> list[Block]:
@@ -84,20 +79,23 @@ def nodes(source: Source) -> list[Block]:
     ]
     return [
         Paragraph(_how(source, "node")),
-        Picture(
-            "attributed-nodes",
-            plots.node_scores(source.data),
-            f"Mean score of every head and MLP. {_sign(source)}",
-            "Heat map of node scores over layer and head.",
-        ),
-        Table(
+        _map("attributed-nodes", source, f"Mean score of every head and MLP. {_sign(source)}"),
+        Table.of(
             ["node", "score"],
             rows,
-            caption=f"The {len(rows)} strongest nodes, the embedding among them: mean over pairs ± "
-            f"standard error, in {source.attrs.get('metric_unit', 'nats')}.",
-            numeric=(1,),
+            f"The {len(rows)} strongest nodes, the embedding among them: mean over pairs ± "
+            f"standard error, in {_unit(source)}.",
         ),
     ]
+
+
+def _map(name: str, source: Source, caption: str) -> Picture:
+    alt = "Heat map of node scores over layer and head."
+    return Picture(name, plots.node_scores(source.data), caption, alt)
+
+
+def _unit(source: Source) -> str:
+    return str(source.attrs.get("metric_unit", "nats"))
 
 
 def _how(source: Source, level: str) -> str:
@@ -120,17 +118,16 @@ def _sign(source: Source) -> str:
 
 def _score(value: float, error: float) -> str:
     digits = 2 if abs(value) >= 1 else 3
-    text = f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
-    return text.replace("-", "−")
+    spread = f" ± {error:.{digits}f}" if np.isfinite(error) else ""
+    return number(value, digits=digits) + spread
 
 
 def part(study: Study) -> Part:
     """What attribution runs say."""
     by_node, by_edge = study.get("attribute-nodes"), study.get("attribute-edges")
-    sections = []
-    if by_node is not None:
-        sections.append(Section(by_node.kind, "Attribution to nodes", nodes(by_node)))
-    if by_edge is not None:
-        blocks = edges(by_edge, summed=by_node is None)
-        sections.append(Section(by_edge.kind, "Attribution to edges", blocks))
+    of_edges = partial(edges, summed=by_node is None)
+    sections = [
+        *section("attribute-nodes", "Attribution to nodes", nodes, by_node),
+        *section("attribute-edges", "Attribution to edges", of_edges, by_edge),
+    ]
     return Part(sections, reference="Attribution: Hanna et al. 2024, arXiv:2403.17806.")

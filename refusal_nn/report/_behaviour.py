@@ -9,15 +9,12 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import plots, stats
+from refusal_nn.plots._read import bounds, confidence, labels, span
+from refusal_nn.plots._style import STYLE_NAMES, readable
 from refusal_nn.report._format import interval, percent, plural, points
 from refusal_nn.report._page import Block, Paragraph, Picture, Table
-from refusal_nn.report._sources import Source, labels
+from refusal_nn.report._sources import Source
 
-STYLE_NAMES = {
-    "toxic": "harmful (toxic)",
-    "hard": "harmless, looks harmful (hard)",
-    "safe": "harmless (safe)",
-}
 EFFECTS = (("ablation", "toxic"), ("addition", "safe"))
 """Condition and style: what each edit is meant to change."""
 
@@ -32,25 +29,9 @@ CONTROLS = (("random_ablation", "toxic"), ("random_addition", "safe"))
 Pair = tuple[str, str]
 
 
-def condition_name(condition: str) -> str:
-    """A condition as text: ``random ablation``."""
-    return condition.replace("_", " ")
-
-
-def method_of(rates: xr.Dataset) -> str:
-    """``95 % intervals: Wilson ...``, as the rates say of themselves."""
-    confidence = float(rates.attrs.get("confidence", 0.95))
-    method = str(rates.attrs.get("method", "method not recorded"))
-    return f"Brackets: {100 * confidence:g} % intervals ({method})"
-
-
 def cell(rates: xr.Dataset, condition: str, style: str) -> str:
-    """The refusal rate of a condition on a style, with its interval; a dash where there is none."""
-    if not has(rates, condition, style):
-        return "–"
-    at = rates.sel(intervention=condition, style=style)
-    ends = (float(at[f"refusal_rate{end}"]) for end in ("", "_low", "_high"))
-    return interval(*ends)
+    """The refusal rate of a condition on a style, with its interval."""
+    return interval(*bounds(rates.sel(intervention=condition, style=style), "refusal_rate"))
 
 
 def has(rates: xr.Dataset, condition: str, style: str) -> bool:
@@ -61,23 +42,23 @@ def has(rates: xr.Dataset, condition: str, style: str) -> bool:
     return not math.isnan(rate)
 
 
-def coherence(rates: xr.Dataset, condition: str, style: str) -> str:
-    """The share of coherent completions as text; empty where it was not measured."""
-    share = _coherent(rates, condition, style)
-    return "" if math.isnan(share) else percent(share)
+def coherent(rates: xr.Dataset, condition: str, style: str) -> float:
+    """The share of coherent completions; NaN where it was not measured."""
+    if "coherent_rate" not in rates:
+        return math.nan
+    return float(rates["coherent_rate"].sel(intervention=condition, style=style))
 
 
 def behaviour(source: Source) -> list[Block]:
-    """Refusal rates of every condition, and their figure."""
+    """Refusal rates of every condition, their figure, and what the edits change as they should."""
     rates = source.groups["rates"]
-    styles, conditions = labels(rates, "style"), labels(rates, "intervention")
+    styles = labels(rates, "style")
     counts = "; ".join(f"{STYLE_NAMES.get(s, s)}: n = {_n(rates, s)}" for s in styles)
     rows = []
-    for condition in conditions:
-        row = [condition_name(condition)]
+    for condition in labels(rates, "intervention"):
+        row = [readable(condition)]
         for style in styles:
-            row.append(cell(rates, condition, style))
-            row.append(percent(_coherent(rates, condition, style)))
+            row += [cell(rates, condition, style), percent(coherent(rates, condition, style))]
         rows.append(row)
     columns = [""]
     for style in styles:
@@ -94,38 +75,31 @@ def behaviour(source: Source) -> list[Block]:
             "Hollow dots: random directions of equal norm. Grey ticks: share of coherent completions.",
             "Dots with intervals: refusal rate of each condition on each kind of prompt.",
         ),
-        Table(
+        Table.of(
             columns,
             rows,
-            caption=f"Refusal rates, n as in the figure. {explain} {method_of(rates)}.",
-            numeric=tuple(range(1, len(columns))),
+            f"Refusal rates, n as in the figure. {explain} Brackets: {_interval(rates)}.",
         ),
+        *_changes(source, EFFECTS, "Effect: what each edit is meant to change."),
+        *_first_tokens(rates),
     ]
 
 
-def effects(source: Source) -> list[Block]:
-    """What the edits do that they are meant to do."""
-    table = _changes(source, EFFECTS, "Effect: what each edit is meant to change.")
-    first = _first_tokens(source.groups["rates"])
-    return [block for block in (table, first) if block]
-
-
-def _first_tokens(rates: xr.Dataset) -> Paragraph | None:
+def _first_tokens(rates: xr.Dataset) -> list[Block]:
     """How often a refusal begins at the first token: the list of strings finds it anywhere."""
     name = "first_token_refusal_rate"
-    pairs = [(c, s) for c, s in EFFECTS if name in rates and has(rates, c, s)]
-    if not pairs:
-        return None
     shares = [
         f"{percent(float(rates[name].sel(intervention=c, style=s)))} of {STYLE_NAMES.get(s, s)} "
-        f"prompts under {condition_name(c)}"
-        for c, s in pairs
+        f"prompts under {readable(c)}"
+        for c, s in EFFECTS
+        if name in rates and has(rates, c, s)
     ]
-    return Paragraph(
+    text = (
         "The strings are looked for anywhere in a completion, so one that begins to answer and then "
         "turns to refusing counts as refused. Refusal tokens are more likely than not as the very "
         f"first token for {' and '.join(shares)}."
     )
+    return [Paragraph(text)] if shares else []
 
 
 def side_effects(source: Source) -> list[Block]:
@@ -134,8 +108,7 @@ def side_effects(source: Source) -> list[Block]:
         "A clean edit leaves alone what it is not aimed at: ablation should not make the model refuse "
         "or break on harmless prompts, and addition changes nothing where the model refuses already."
     )
-    table = _changes(source, SIDE_EFFECTS, "Side effects.")
-    return [Paragraph(intro), table] if table else []
+    return _changes(source, SIDE_EFFECTS, "Side effects.", intro)
 
 
 def controls(source: Source) -> list[Block]:
@@ -144,8 +117,7 @@ def controls(source: Source) -> list[Block]:
         "The same edits with random directions of equal norm, another draw for each prompt. If these "
         "did what the direction does, the effect would be one of size, not of direction."
     )
-    table = _changes(source, CONTROLS, "Controls.")
-    return [Paragraph(intro), table] if table else []
+    return _changes(source, CONTROLS, "Controls.", intro)
 
 
 def categories(source: Source) -> list[Block]:
@@ -153,45 +125,37 @@ def categories(source: Source) -> list[Block]:
     rates = source.groups["rates"]
     if "category_refusal_rate" not in rates:
         return []
-    conditions = labels(rates, "intervention")
-    shown = [
-        pair
-        for pair in (
-            ("baseline", "toxic"),
-            ("ablation", "toxic"),
-            ("baseline", "safe"),
-            ("addition", "safe"),
-        )
-        if has(rates, *pair)
-    ]
+    usual = [(condition, style) for edit, style in EFFECTS for condition in ("baseline", edit)]
+    shown = [pair for pair in usual if has(rates, *pair)]
     if not any(condition != "baseline" for condition, _ in shown):
+        conditions = labels(rates, "intervention")
         shown = [(c, s) for s in labels(rates, "style") for c in conditions if has(rates, c, s)]
-    rows, counted = [], []
-    for category in labels(rates, "category"):
-        row = [category]
-        for condition, style in shown:
-            at = rates.sel(intervention=condition, style=style, category=category)
-            values = [float(at[f"category_refusal_rate{e}"]) for e in ("", "_low", "_high")]
-            row.append(interval(*values))
-            if "category_refusal_rate_n" in rates:
-                counted.append(int(at["category_refusal_rate_n"]))
-        rows.append(row)
-    present = [n for n in counted if n]
-    each = f"n = {min(present)} to {max(present)} prompts a cell" if present else ""
-    if present and min(present) == max(present):
-        each = f"n = {present[0]} prompts a cell"
+    panels = [rates.sel(intervention=c, style=s) for c, s in shown]
+    rows = [
+        [
+            category,
+            *(
+                interval(*bounds(at.sel(category=category), "category_refusal_rate"))
+                for at in panels
+            ),
+        ]
+        for category in labels(rates, "category")
+    ]
+    each = ""
+    if "category_refusal_rate_n" in rates:
+        n = np.concatenate([at["category_refusal_rate_n"].values for at in panels])
+        each = f"; n = {span(n[n > 0], ' to ')} prompts a cell" if n.any() else ""
     return [
         Picture(
             "category-rates",
             plots.category_rates(rates),
-            f"Refusal rate by category. Bars: {_interval(rates)}" + (f"; {each}." if each else "."),
+            f"Refusal rate by category. Bars: {_interval(rates)}{each}.",
             "Dots with intervals: refusal rate of each category with and without the edit.",
         ),
-        Table(
-            ["category", *(f"{style}: {condition_name(condition)}" for condition, style in shown)],
+        Table.of(
+            ["category", *(f"{style}: {readable(condition)}" for condition, style in shown)],
             rows,
-            caption=f"Refusal by category. {method_of(rates)}" + (f"; {each}." if each else "."),
-            numeric=tuple(range(1, len(shown) + 1)),
+            f"Refusal by category. Brackets: {_interval(rates)}{each}.",
         ),
     ]
 
@@ -213,54 +177,45 @@ def score_figure(source: Source) -> list[Block]:
     ]
 
 
-def _changes(source: Source, pairs: Sequence[Pair], title: str) -> Table | None:
+def _changes(source: Source, pairs: Sequence[Pair], title: str, intro: str = "") -> list[Block]:
     """Rates against the baseline on the same prompts, and the paired change."""
     rates = source.groups["rates"]
-    shown = [p for p in pairs if has(rates, *p) and has(rates, "baseline", p[1])]
-    if not shown:
-        return None
-    confidence = float(rates.attrs.get("confidence", 0.95))
     rows, alike = [], False
-    for condition, style in shown:
-        change, constant = _change(source.data, condition, style, confidence)
+    for condition, style in pairs:
+        if not (has(rates, condition, style) and has(rates, "baseline", style)):
+            continue
+        change, constant = _change(
+            source.data, condition, style, float(rates.attrs.get("confidence", 0.95))
+        )
         alike |= constant
         rows.append(
             [
-                condition_name(condition),
+                readable(condition),
                 STYLE_NAMES.get(style, style),
                 _n(rates, style),
                 cell(rates, "baseline", style),
                 cell(rates, condition, style),
                 change,
-                percent(_coherent(rates, condition, style)),
+                percent(coherent(rates, condition, style)),
             ]
         )
+    if not rows:
+        return []
     note = (
-        f"{method_of(rates)}; change in percentage points with a paired bootstrap interval (BCa, whole "
-        "families of prompts resampled)."
+        f"Brackets: {_interval(rates)}; change in percentage points with a paired bootstrap interval "
+        "(BCa, whole families of prompts resampled)."
     )
     if alike:
         note += (
             " A change without brackets: every prompt changed alike, so resampling has no spread to "
             "show; the intervals of the two rates hold what is known."
         )
-    return Table(
-        [
-            "condition",
-            "prompts",
-            "n",
-            "refused at baseline",
-            "refused",
-            "change (points)",
-            "coherent",
-        ],
-        rows,
-        caption=f"{title} {note}",
-        numeric=(2, 3, 4, 5, 6),
-    )
+    columns = ["condition", "prompts", "n", "refused at baseline", "refused", "change (points)"]
+    table = Table.of([*columns, "coherent"], rows, f"{title} {note}", words=2)
+    return [Paragraph(intro), table] if intro else [table]
 
 
-def _change(data: xr.Dataset, condition: str, style: str, confidence: float) -> tuple[str, bool]:
+def _change(data: xr.Dataset, condition: str, style: str, level: float) -> tuple[str, bool]:
     mask = data["style"].values == style
     after, before = (
         data["refused"].sel(intervention=name).values[mask].astype(float)
@@ -269,7 +224,7 @@ def _change(data: xr.Dataset, condition: str, style: str, confidence: float) -> 
     if len(np.unique(after - before)) == 1:
         return points(float((after - before)[0])), True
     family = data["family"].values[mask] if "family" in data.coords else None
-    found = stats.paired_difference(after, before, cluster=family, confidence=confidence)
+    found = stats.paired_difference(after, before, cluster=family, confidence=level)
     low, high = points(float(found.low)), points(float(found.high))
     return f"{points(float(found.value))} [{low}, {high}]", False
 
@@ -277,16 +232,10 @@ def _change(data: xr.Dataset, condition: str, style: str, confidence: float) -> 
 def _n(rates: xr.Dataset, style: str) -> str:
     if "refusal_rate_n" not in rates:
         return "–"
-    n = np.unique(rates["refusal_rate_n"].sel(style=style).values)
-    return f"{n[0]:,}" if len(n) == 1 else f"{n.min():,}–{n.max():,}"
-
-
-def _coherent(rates: xr.Dataset, condition: str, style: str) -> float:
-    if "coherent_rate" not in rates:
-        return math.nan
-    return float(rates["coherent_rate"].sel(intervention=condition, style=style))
+    return span(rates["refusal_rate_n"].sel(style=style).values)
 
 
 def _interval(rates: xr.Dataset) -> str:
-    confidence = float(rates.attrs.get("confidence", 0.95))
-    return f"{100 * confidence:g} % intervals ({rates.attrs.get('method', 'method not recorded')})"
+    return (
+        f"{confidence(rates.attrs)} intervals ({rates.attrs.get('method', 'method not recorded')})"
+    )

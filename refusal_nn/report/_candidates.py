@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,9 +12,6 @@ from refusal_nn import plots
 from refusal_nn.report._format import listed, minus, nats, plural
 from refusal_nn.report._page import Block, Paragraph, Picture, Table
 from refusal_nn.report._sources import Source
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NEAR_TIES_SHOWN = 10
 
@@ -60,17 +56,9 @@ def chosen_in(scores: Source | None, selected: Source | None) -> Chosen | None:
         return None
     from refusal_nn.directions import select
 
-    used = thresholds(scores)
-    found = select(
-        scores.data,
-        kl_max=used["kl_max"],
-        induce_min=used["induce_min"],
-        layer_fraction=used["layer_fraction"],
-    )
+    found = select(scores.data, **thresholds(scores))
     near = tuple((int(t.position), int(t.layer)) for t in found.near_ties)
-    why = found.why if found.layer is not None else " ".join(map(str, found.reasons))
-    count = int(found.admissible["admissible"].sum())
-    return Chosen(found.layer, found.position, near, why, count)
+    return Chosen(found.layer, found.position, near, found.why, found.n_admissible)
 
 
 def thresholds(source: Source) -> dict[str, float]:
@@ -101,7 +89,7 @@ def extraction(source: Source) -> list[Block]:
         blocks.append(_screening(data))
     if "refusal_score" in data:
         blocks.append(
-            _picture(
+            Picture(
                 "discovery-scores",
                 plots.score_distributions(data),
                 f"Refusal score of the {plural(data.sizes['prompt'], 'discovery prompt')} on the "
@@ -110,7 +98,7 @@ def extraction(source: Source) -> list[Block]:
             )
         )
     blocks.append(
-        _picture(
+        Picture(
             "direction-norms",
             plots.direction_norms(data),
             "Norm of each candidate direction, in units of the residual stream, by the layer whose "
@@ -121,7 +109,7 @@ def extraction(source: Source) -> list[Block]:
     return blocks
 
 
-def scoring(source: Source, chosen: Chosen | None) -> list[Block]:
+def scoring(source: Source, chosen: Chosen) -> list[Block]:
     """Heat maps of the three scores and the tally of what each criterion dropped."""
     data, attrs = source.data, source.attrs
     used = thresholds(source)
@@ -131,12 +119,10 @@ def scoring(source: Source, chosen: Chosen | None) -> list[Block]:
     complete = all(bool(data[name].notnull().all()) for name in ("bypass", "induce", "kl"))
     rest = "" if complete else "; what is ruled out by one is not measured on the next"
     blocks: list[Block] = [
-        _picture(
+        Picture(
             "candidate-scores",
             plots.candidate_heatmaps(data, chosen),
-            "Scores of every candidate direction."
-            + of
-            + " Hatching: the first criterion that rules a "
+            f"Scores of every candidate direction.{of} Hatching: the first criterion that rules a "
             f"candidate out{rest}.",
             "Three heat maps over layer and position: bypass, induce and KL.",
         )
@@ -146,14 +132,14 @@ def scoring(source: Source, chosen: Chosen | None) -> list[Block]:
     return blocks
 
 
-def selection(table: xr.Dataset, chosen: Chosen) -> list[Block]:
+def selection(source: Source, chosen: Chosen) -> list[Block]:
     """The selected candidate and those that cannot be told from it."""
     if chosen.layer is None:
         return [Paragraph(chosen.why or "No candidate is admissible.")]
     places = [(int(chosen.position or 0), chosen.layer), *chosen.near_ties]
     rows = []
     for i, (position, layer) in enumerate(places[: 1 + NEAR_TIES_SHOWN]):
-        at = table.sel(position=position, layer=layer)
+        at = source.data.sel(position=position, layer=layer)
         scores = [nats(float(at[name])) for name in ("bypass", "induce", "kl")]
         rows.append(["selected" if i == 0 else "near tie", str(layer), minus(position), *scores])
     hidden = len(places) - len(rows)
@@ -165,15 +151,8 @@ def selection(table: xr.Dataset, chosen: Chosen) -> list[Block]:
         else "No other admissible candidate comes near it."
     )
     caption = f"The selected direction, of {plural(chosen.n_admissible, 'admissible candidate')}. "
-    return [
-        Table(
-            ["", "layer", "position", "bypass (nats)", "induce (nats)", "KL (nats)"],
-            rows,
-            caption=caption + ties + more,
-            numeric=(1, 2, 3, 4, 5),
-            marked=(0,),
-        )
-    ]
+    columns = ["", "layer", "position", "bypass (nats)", "induce (nats)", "KL (nats)"]
+    return [Table.of(columns, rows, caption + ties + more, marked=(0,))]
 
 
 def _places(mask: xr.DataArray) -> list[tuple[int, int]]:
@@ -191,12 +170,11 @@ def _screening(data: xr.Dataset) -> Table:
         mask = data["harm"].values == harm
         kept = int(data["kept"].values[mask].sum())
         rows.append([harm, f"{int(mask.sum()):,}", f"{kept:,}"])
-    return Table(
+    return Table.of(
         ["discovery prompts", "given", "kept"],
         rows,
-        caption="Kept: the unedited model treats the prompt as its label says (refusal score above 0 "
-        "for harmful prompts, below 0 for harmless ones).",
-        numeric=(1, 2),
+        "Kept: the unedited model treats the prompt as its label says (refusal score above 0 for "
+        "harmful prompts, below 0 for harmless ones).",
     )
 
 
@@ -223,15 +201,10 @@ def _tally(dropped: np.ndarray, used: dict[str, float], n_layers: int) -> Table:
     rows = [[meaning[k], f"{counts[k]:,}"] for k in meaning]
     rows += [[k, f"{counts[k]:,}"] for k in sorted(set(counts) - set(meaning) - {""})]
     rows.append(["admissible", f"{counts['']:,}"])
-    return Table(
+    return Table.of(
         ["criterion", "candidates"],
         rows,
-        caption=f"What became of the {plural(int(dropped.size), 'candidate')}, each counted at the "
-        "first criterion that rules it out.",
-        numeric=(1,),
+        f"What became of the {plural(int(dropped.size), 'candidate')}, each counted at the first "
+        "criterion that rules it out.",
         marked=(len(rows) - 1,),
     )
-
-
-def _picture(name: str, figure: Figure, caption: str, alt: str) -> Picture:
-    return Picture(name, figure, caption, alt)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import xarray as xr
 
 from refusal_nn import plots
 from refusal_nn.plots._circuit import MAX_EDGES
-from refusal_nn.report._format import listed, p_value, percent, plural, ratio
-from refusal_nn.report._page import Block, Paragraph, Part, Picture, Section, Table
+from refusal_nn.plots._read import bounds, confidence, labels
+from refusal_nn.report._format import listed, number, p_value, percent, plural
+from refusal_nn.report._page import Block, Paragraph, Part, Picture, Table, section
 from refusal_nn.report._patching import metric_of
-from refusal_nn.report._sources import Source, Study, labels
+from refusal_nn.report._sources import Source, Study
 
 STABLE = 0.8
 """Mean Jaccard index above which a circuit has been called stable (Meloux et al. 2025)."""
@@ -90,7 +92,7 @@ def compared(source: Source) -> list[Block]:
             at = data.sel(circuit=first, other=second)
             row = [f"{first} and {second}"]
             for name in ("iou", "node_iou", "rank_correlation", "rank_overlap"):
-                row.append(_two(float(at[name])) if name in data else "–")
+                row.append(number(float(at[name]), digits=2) if name in data else "–")
             if p is not None:
                 row += [p_value(float(v)) for v in p.sel(circuit=first, other=second).values]
             rows.append(row)
@@ -98,14 +100,13 @@ def compared(source: Source) -> list[Block]:
     if p is not None:
         columns += [f"p ({kind})" for kind in labels(data, "null")]
     blocks: list[Block] = [
-        Table(
+        Table.of(
             columns,
             rows,
-            caption="Shared: intersection over union. Rank: Spearman correlation and rank-biased overlap "
+            "Shared: intersection over union. Rank: Spearman correlation and rank-biased overlap "
             "of |score|. p: chance that random circuits of these sizes share as many edges, adjusted by "
             "Holm. Circuits can do the same with few edges in common, so low overlap alone does not show "
             "different mechanisms.",
-            numeric=tuple(range(1, len(columns))),
         )
     ]
     cross = next(
@@ -118,7 +119,6 @@ def compared(source: Source) -> list[Block]:
 
 def answer(discovery: Source | None, evaluation: Source | None, *, name: str) -> list[str]:
     """What the circuit is and does; ``name`` is the run's where there are several."""
-    out = []
     start = f"Run {name}: the circuit" if name else "The circuit"
     if evaluation is not None:
         data, null = evaluation.data, evaluation.groups.get("null")
@@ -132,10 +132,8 @@ def answer(discovery: Source | None, evaluation: Source | None, *, name: str) ->
                 for kind in labels(null, "null")
             ]
             sentence += f" (p = {listed(kinds)} of equal size)"
-        out.append(f"{sentence}; without it the rest of the model has {_at(data, 'completeness')}.")
-    elif discovery is not None:
-        out.append(_size(discovery.data, start))
-    return out
+        return [f"{sentence}; without it the rest of the model has {_at(data, 'completeness')}."]
+    return [] if discovery is None else [_size(discovery.data, start)]
 
 
 def _size(circuit: xr.Dataset, start: str = "The circuit") -> str:
@@ -179,16 +177,11 @@ def _stability(source: Source) -> list[Block]:
     rows = []
     for share in (0.5, 0.9, 1.0):
         many = np.nan_to_num(inclusion) >= share
-        rows.append(
-            [
-                f"in {'all' if share == 1 else f'at least {percent(share)} of'} resamples",
-                f"{int(many.sum()):,}",
-                f"{int((many & kept).sum()):,}",
-            ]
-        )
-    mean = float(found["jaccard"])
+        which = "all" if share == 1 else f"at least {percent(share)} of"
+        counts = [f"{int(edges.sum()):,}" for edges in (many, many & kept)]
+        rows.append([f"in {which} resamples", *counts])
+    mean, low, high = bounds(found, "jaccard")
     verdict = "stable" if mean > STABLE else "not stable"
-    low, high = (float(found[f"jaccard{end}"]) for end in ("_low", "_high"))
     return [
         Paragraph(
             f"Circuits of two resamples of the discovery pairs ({plural(found.sizes['draw'], 'resample')}) "
@@ -196,11 +189,10 @@ def _stability(source: Source) -> list[Block]:
             f"so by the published bar of {STABLE} the circuit is {verdict}. An edge of the circuit is in "
             f"{percent(float(np.mean(inside))) if inside.size else '–'} of them on average."
         ),
-        Table(
+        Table.of(
             ["edges found", "edges", "of the circuit"],
             rows,
-            caption="Consensus over resamples of whole families of pairs.",
-            numeric=(1, 2),
+            "Consensus over resamples of whole families of pairs.",
         ),
     ]
 
@@ -229,22 +221,15 @@ def _nulls(null: xr.Dataset) -> Table:
     rows = []
     for kind in labels(null, "null"):
         draws = null["faithfulness"].sel(null=kind).values
-        rows.append(
-            [
-                kind,
-                f"{len(draws):,}",
-                _three(float(np.median(draws))),
-                _three(float(draws.max())),
-                p_value(float(null["p_value"].sel(null=kind))),
-            ]
-        )
-    return Table(
+        middle, largest = (number(float(v)) for v in (np.median(draws), draws.max()))
+        p = p_value(float(null["p_value"].sel(null=kind)))
+        rows.append([kind, f"{len(draws):,}", middle, largest, p])
+    return Table.of(
         ["random circuits", "n", "median faithfulness", "largest", "p"],
         rows,
-        caption="Circuits of as many edges made the same way from scores dealt out at random, to any edges "
+        "Circuits of as many edges made the same way from scores dealt out at random, to any edges "
         "or, layer-matched, among those between the same layers and kinds of node. p: share of them that "
         "do as well, the circuit counted.",
-        numeric=(1, 2, 3, 4),
     )
 
 
@@ -253,24 +238,14 @@ def _minimality(found: xr.Dataset | None) -> list[Block]:
         return []
     lost, low = found["edge_effect"].values, found["edge_effect_low"].values
     order = np.argsort(-lost, kind="stable")[:12]
-    rows = [
-        [
-            f"{found['src'].values[k]} → {found['dst'].values[k]}",
-            _three(*(float(found[f"edge_effect{end}"].values[k]) for end in ("", "_low", "_high"))),
-        ]
-        for k in order
-    ]
-    needed = int((low > 0).sum())
-    return [
-        Table(
-            ["edge left out", "faithfulness lost"],
-            rows,
-            caption=f"What the circuit loses without one of its edges; {needed:,} of "
-            f"{plural(len(lost), 'edge')} lose more than nothing (interval above 0). The "
-            f"{len(rows)} that lose most.",
-            numeric=(1,),
-        )
-    ]
+    most = (found.isel(edge=k) for k in order)
+    rows = [[f"{at['src'].item()} → {at['dst'].item()}", _at(at, "edge_effect")] for at in most]
+    caption = (
+        f"What the circuit loses without one of its edges; {int((low > 0).sum()):,} of "
+        f"{plural(len(lost), 'edge')} lose more than nothing (interval above 0). The {len(rows)} "
+        "that lose most."
+    )
+    return [Table.of(["edge left out", "faithfulness lost"], rows, caption)]
 
 
 def _cross(cross: xr.Dataset) -> Table:
@@ -279,30 +254,15 @@ def _cross(cross: xr.Dataset) -> Table:
         [name, *(_at(cross.sel(circuit=name, pairs=task), "faithfulness") for task in tasks)]
         for name in labels(cross, "circuit")
     ]
-    return Table(
+    return Table.of(
         ["circuit", *(f"on {task}" for task in tasks)],
         rows,
-        caption="Faithfulness of every circuit on every set of held-out pairs, with intervals.",
-        numeric=tuple(range(1, len(tasks) + 1)),
+        "Faithfulness of every circuit on every set of held-out pairs, with intervals.",
     )
 
 
 def _at(data: xr.Dataset, name: str) -> str:
-    return _three(*(float(data[f"{name}{end}"]) for end in ("", "_low", "_high")))
-
-
-def _three(value: float, low: float = math.nan, high: float = math.nan) -> str:
-    """A share with its interval to three decimals: at two, .8994 would read as the .9 it misses."""
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:.3f}"
-    if math.isfinite(low) and math.isfinite(high):
-        text += f" [{low:.3f}, {high:.3f}]"
-    return text.replace("-", "−")
-
-
-def _two(value: float) -> str:
-    return ratio(value, math.nan, math.nan)
+    return number(*bounds(data, name))
 
 
 def _ablated(source: Source) -> str:
@@ -314,22 +274,19 @@ def _ablated(source: Source) -> str:
 
 
 def _interval(source: Source) -> str:
-    confidence = 100 * float(source.attrs.get("confidence", 0.95))
-    return f"{confidence:g} %, {source.attrs.get('interval', 'method not recorded')}"
+    return f"{confidence(source.attrs)}, {source.attrs.get('interval', 'method not recorded')}"
 
 
 def part(study: Study) -> Part:
     """What circuit runs say."""
     found, tested = study.get("circuit-discover"), study.get("circuit-evaluate")
     beside = study.get("circuit-compare")
-    sections = []
-    if found is not None:
-        sections.append(Section(found.kind, "The circuit", discovered(found)))
-    if tested is not None:
-        blocks = evaluated(tested, drawn=found is not None)
-        sections.append(Section(tested.kind, "What the circuit does alone", blocks))
-    if beside is not None:
-        sections.append(Section(beside.kind, "Circuits compared", compared(beside)))
+    alone = partial(evaluated, drawn=found is not None)
+    sections = [
+        *section("circuit-discover", "The circuit", discovered, found),
+        *section("circuit-evaluate", "What the circuit does alone", alone, tested),
+        *section("circuit-compare", "Circuits compared", compared, beside),
+    ]
     sentences = answer(found, tested, name=study.name_of(tested or found))
     reference = (
         "Circuits: Hanna et al. 2024, arXiv:2403.17806; Mueller et al. 2025, arXiv:2504.13151."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from refusal_nn.report._behaviour import STYLE_NAMES
+from refusal_nn.plots._read import labels
+from refusal_nn.plots._style import STYLE_NAMES, readable
 from refusal_nn.report._format import plural
 from refusal_nn.report._page import Answer, Block, Paragraph, Sample, Samples
-from refusal_nn.report._sources import Source, labels
+from refusal_nn.report._sources import Source
 
 PER_STYLE = 2
 FAILURES_SHOWN = 6
@@ -114,7 +115,7 @@ def _sample(data: xr.Dataset, row: int, conditions: list[str]) -> Sample:
         here = at.sel(intervention=condition)
         answers.append(
             Answer(
-                condition.replace("_", " "),
+                readable(condition),
                 cut(str(here["completion"].values)),
                 verdict(bool(here["refused"]), bool(here["coherent"])),
             )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+from refusal_nn.plots._read import confidence
 from refusal_nn.report import _behaviour, _candidates, _completions
 from refusal_nn.report._candidates import Chosen
-from refusal_nn.report._format import listed, minus, nats, plural
-from refusal_nn.report._page import Block, Part, Section
+from refusal_nn.report._format import listed, minus, nats, percent, plural
+from refusal_nn.report._page import Part, section
 from refusal_nn.report._sources import Source, Study
 
 REFERENCE = "Directions: Arditi et al. 2024, arXiv:2406.11717."
@@ -18,30 +21,19 @@ def part(study: Study) -> Part:
     )
     evaluated = evaluated or study.get("responses-evaluate")
     chosen = _candidates.chosen_in(scores, selected)
-    sections: list[Section] = []
-
-    def add(anchor: str, title: str, blocks: list[Block]) -> None:
-        if blocks:
-            sections.append(Section(anchor, title, blocks))
-
-    if evaluated is not None:
-        add("behaviour", "Behaviour on test prompts", [
-            *_behaviour.behaviour(evaluated), *_behaviour.effects(evaluated),
-        ])  # fmt: skip
-        add("side-effects", "Side effects", _behaviour.side_effects(evaluated))
-        add("controls", "Controls", _behaviour.controls(evaluated))
-        add("categories", "By category", _behaviour.categories(evaluated))
-        add("scores", "Refusal scores", _behaviour.score_figure(evaluated))
     table = selected or scores
-    if chosen is not None and table is not None:
-        add("selection", "The selected direction", _candidates.selection(table.data, chosen))
-    if scores is not None:
-        add("candidates", "Candidate directions", _candidates.scoring(scores, chosen))
-    if extract is not None:
-        add("discovery", "Discovery", _candidates.extraction(extract))
-    if evaluated is not None:
-        add("completions", "Sample completions", _completions.sampled(evaluated))
-        add("failures", "Where it failed", _completions.failures(evaluated))
+    sections = [
+        *section("behaviour", "Behaviour on test prompts", _behaviour.behaviour, evaluated),
+        *section("side-effects", "Side effects", _behaviour.side_effects, evaluated),
+        *section("controls", "Controls", _behaviour.controls, evaluated),
+        *section("categories", "By category", _behaviour.categories, evaluated),
+        *section("scores", "Refusal scores", _behaviour.score_figure, evaluated),
+        *section("selection", "The selected direction", _candidates.selection, table, chosen),
+        *section("candidates", "Candidate directions", _candidates.scoring, scores, chosen),
+        *section("discovery", "Discovery", _candidates.extraction, extract),
+        *section("completions", "Sample completions", _completions.sampled, evaluated),
+        *section("failures", "Where it failed", _completions.failures, evaluated),
+    ]
     answer = _answer(study.sources[0].model, evaluated, chosen, table)
     return Part(sections, answer, REFERENCE)
 
@@ -78,10 +70,14 @@ def _answer(
         ("addition", "safe", "harmless", "With it added"),
     ):
         if has(rates, condition, style):
-            coherent = _behaviour.coherence(rates, condition, style)
+            share = _behaviour.coherent(rates, condition, style)
             out.append(
                 f"{edit} it refuses {cell(rates, condition, style)} of {words} prompts"
-                + (f" ({coherent} of its completions coherent)." if coherent else ".")
+                + (
+                    f" ({percent(share)} of its completions coherent)."
+                    if math.isfinite(share)
+                    else "."
+                )
             )
     random = [
         f"{cell(rates, condition, style)} of {words} prompts ({verb})"
@@ -93,8 +89,7 @@ def _answer(
     ]
     if random:
         out.append(f"With random directions of equal norm it refuses {listed(random)}.")
-    confidence = 100 * float(rates.attrs.get("confidence", 0.95))
-    out.append(f"Brackets: {confidence:g} % intervals, in per cent.")
+    out.append(f"Brackets: {confidence(rates.attrs)} intervals, in per cent.")
     return out
 
 

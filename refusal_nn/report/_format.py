@@ -19,13 +19,16 @@ def interval(share: float, low: float, high: float) -> str:
     return f"{_tidy(100 * share)} % [{_tidy(100 * low)}, {_tidy(100 * high)}]"
 
 
-def ratio(value: float, low: float, high: float) -> str:
-    """A ratio with its interval to two decimals: ``0.93 [0.89, 0.96]``; a dash where there is none."""
+def number(value: float, low: float = math.nan, high: float = math.nan, *, digits: int = 3) -> str:
+    """A number with its interval, if any: ``0.930 [0.891, 0.962]``; a dash where there is none.
+
+    Three decimals, as at two a share of .8994 would read as the .9 it misses.
+    """
     if not math.isfinite(value):
         return "–"
-    text = f"{value:.2f}"
+    text = f"{value:.{digits}f}"
     if math.isfinite(low) and math.isfinite(high):
-        text += f" [{low:.2f}, {high:.2f}]"
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
     return text.replace("-", "−")
 
 
@@ -37,12 +40,9 @@ def points(value: float) -> str:
 
 def nats(value: float) -> str:
     """A score in nats, to three significant digits; a dash where it was not measured."""
-    if not math.isfinite(value):
-        return "–"
     if value and abs(value) < 1e-3:
         return f"{value:.1e}".replace("-", "−")
-    text = f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
-    return text.replace("-", "−")
+    return number(value, digits=3 if abs(value) < 1 else 2)
 
 
 def p_value(p: float) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +40,19 @@ class Table:
     caption: str = ""
     numeric: Sequence[int] = ()
     marked: Sequence[int] = ()
+
+    @classmethod
+    def of(
+        cls,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        caption: str,
+        *,
+        words: int = 1,
+        marked: Sequence[int] = (),
+    ) -> Table:
+        """A table with numbers in all columns but the first ``words``."""
+        return cls(columns, rows, caption, range(words, len(columns)), marked)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,14 @@ class Section:
     anchor: str
     title: str
     blocks: Sequence[Block]
+
+
+def section(
+    anchor: str, title: str, make: Callable[..., Sequence[Block]], *given: Any
+) -> list[Section]:
+    """The section that is made of what is given; none without it, or with nothing to say."""
+    blocks = make(*given) if all(g is not None for g in given) else ()
+    return [Section(anchor, title, blocks)] if blocks else []
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.plots._patching import INTERCHANGE_NAMES
+from refusal_nn.plots._read import bounds, labels
 from refusal_nn.report._completions import cut, verdict
 from refusal_nn.report._format import interval, percent
 from refusal_nn.report._page import Answer, Block, Sample, Samples, Table
-from refusal_nn.report._sources import Source, labels
+from refusal_nn.report._sources import Source
 
 RUNS = {"sufficiency": ("harmless", "corrupted_text"), "necessity": ("harmful", "clean_text")}
 """Which prompt of a pair is run, and the variable that holds it."""
@@ -30,7 +31,6 @@ def said(source: Source) -> list[Block]:
     for into, group in found.items():
         for name in labels(group, "intervention"):
             at = group.sel(intervention=name)
-            ends = (float(at[f"refusal_rate{end}"]) for end in ("", "_low", "_high"))
             plain = name in ("harmful", "harmless")
             if plain and into != next(iter(found)):
                 continue
@@ -38,7 +38,7 @@ def said(source: Source) -> list[Block]:
                 [
                     f"{name} prompts as they are" if plain else INTERCHANGE_NAMES.get(into, into),
                     "" if plain else name,
-                    interval(*ends),
+                    interval(*bounds(at, "refusal_rate")),
                     percent(float(at["coherent_rate"])),
                 ]
             )
@@ -46,12 +46,12 @@ def said(source: Source) -> list[Block]:
     ungated = any(group.attrs.get("nll_limit", 0) is None for group in found.values())
     alone = " (by repetition alone: harmless prompts got no longer text to compare with)"
     how = alone if ungated else ""
-    table = Table(
+    table = Table.of(
         ["", "exchanged", "refused", "coherent"],
         rows,
-        caption=f"What the model says: share of {n:,} completions that refuse and are coherent{how}; "
+        f"What the model says: share of {n:,} completions that refuse and are coherent{how}; "
         "below, some of them by what was exchanged.",
-        numeric=(2, 3),
+        words=2,
     )
     samples = [sample for into, group in found.items() for sample in _samples(into, group)]
     return [table, Samples(samples)] if samples else [table]

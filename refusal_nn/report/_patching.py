@@ -7,14 +7,18 @@ import xarray as xr
 
 from refusal_nn import plots
 from refusal_nn.plots._patching import INTERCHANGE_NAMES, SITE_NAMES
+from refusal_nn.plots._read import bounds, confidence, labels
 from refusal_nn.report import _patched_runs
 from refusal_nn.report._format import interval, listed, minus, nats, p_value, percent, plural
-from refusal_nn.report._page import Block, Paragraph, Part, Picture, Section, Table
-from refusal_nn.report._sources import Source, Study, labels
+from refusal_nn.report._page import Block, Paragraph, Part, Picture, Table, section
+from refusal_nn.report._sources import Source, Study
 
 HEADS_SHOWN = 20
 CASCADE_SHOWN = 16
 """A table of heads by heads wider than this is left to the run."""
+
+GIVEN = {"sufficiency": ("harmful", "harmless"), "necessity": ("harmless", "harmful")}
+"""Which prompt of a pair activations come from, and which is run with them."""
 
 METRIC_NAMES = {
     "refusal-log-odds": "log-odds of the refusal tokens",
@@ -35,19 +39,19 @@ def positions(source: Source) -> list[Block]:
     """Recovery over layer and position: the heat maps, and the best place of every site."""
     data, attrs = source.data, source.attrs
     into = str(attrs.get("interchange", "sufficiency"))
-    how = {
-        "sufficiency": "The harmless prompt of a pair is run with the harmful prompt's activation at one "
-        "place",
-        "necessity": "The harmful prompt of a pair is run with the harmless prompt's activation at one "
-        "place",
-    }.get(into, into)
+    how = into
+    if into in GIVEN:
+        given, taken = GIVEN[into]
+        how = (
+            f"The {taken} prompt of a pair is run with the {given} prompt's activation at one place"
+        )
     if attrs.get("cumulative"):
         how += ", and at the same place of all layers before it"
     places = plural(data.sizes["layer"] * data.sizes["position"], "place")
     rows = []
     for site in labels(data, "site"):
-        at, value = best_place(data, site)
-        rows.append([SITE_NAMES.get(site, site), str(at[0]), minus(at[1]), value])
+        (layer, position), value = best_place(data, site)
+        rows.append([SITE_NAMES.get(site, site), str(layer), minus(position), value])
     return [
         Paragraph(
             f"{how}. Recovery is the share of the pair's difference in the {metric_of(source)} that this "
@@ -60,12 +64,11 @@ def positions(source: Source) -> list[Block]:
             f"{_interval(source)}",
             "Heat maps of recovery over layer and position, one for each site.",
         ),
-        Table(
+        Table.of(
             ["site", "layer", "position", "recovery"],
             rows,
-            caption=f"The place of each site that recovers most. {_interval(source)} Each is the best of "
+            f"The place of each site that recovers most. {_interval(source)} Each is the best of "
             f"{places}, so its interval is too narrow.",
-            numeric=(1, 2, 3),
         ),
         *_patched_runs.said(source),
     ]
@@ -77,8 +80,7 @@ def best_place(data: xr.Dataset, site: str) -> tuple[tuple[int, int], str]:
     i, j = np.unravel_index(int(np.nanargmax(here.values)), here.shape)
     layer, position = int(here["layer"].values[i]), int(here["position"].values[j])
     at = data.sel(site=site, layer=layer, position=position)
-    ends = (float(at[f"recovery_mean{end}"]) for end in ("", "_low", "_high"))
-    return (layer, position), interval(*ends)
+    return (layer, position), interval(*bounds(at, "recovery_mean"))
 
 
 def heads(source: Source) -> list[Block]:
@@ -102,13 +104,10 @@ def heads(source: Source) -> list[Block]:
         return blocks + _tested(source)
     found = refusal_heads(data)
     if not found:
-        return [
-            *blocks,
-            Paragraph("No head was found that decides to refuse, alone or with others."),
-        ]
-    blocks.append(_head_table(source, found))
-    blocks.append(_joint(source))
-    return blocks + _cascade(source) + _patched_runs.said(source)
+        none = "No head was found that decides to refuse, alone or with others."
+        return [*blocks, Paragraph(none)]
+    together = [_head_table(source, found), _joint(source)]
+    return [*blocks, *together, *_cascade(source), *_patched_runs.said(source)]
 
 
 def refusal_heads(data: xr.Dataset) -> list[tuple[int, int]]:
@@ -125,37 +124,33 @@ def _tested(source: Source) -> list[Block]:
     data = source.data
     if "head_p_adjusted" not in data:
         return []
-    rows = []
+    rows, directions = [], labels(data, "interchange")
     table = data.stack(place=("layer", "head"))
     order = np.argsort(-table["recovery_mean"].max("interchange").values, kind="stable")
     for k in order[:HEADS_SHOWN]:
         at = table.isel(place=int(k))
-        if float(at["head_p_adjusted"].min()) > 0.05:
-            continue
-        name = f"a{int(at['layer'])}.h{int(at['head'])}"
-        rows.append([name, *_both(at, labels(data, "interchange"))])
-    columns = ["head"]
-    for into in labels(data, "interchange"):
-        columns += [into, "p"]
+        if float(at["head_p_adjusted"].min()) <= 0.05:
+            name = f"a{int(at['layer'])}.h{int(at['head'])}"
+            rows.append([name, *_both(at, directions)])
     if not rows:
         return [Paragraph("No head moves the metric more than chance does (adjusted p ≤ .05).")]
-    return [
-        Table(
-            columns,
-            rows,
-            caption=f"Heads with adjusted p ≤ .05, at most {HEADS_SHOWN}. "
-            f"p: {source.attrs.get('test', '')}. {_interval(source)}",
-            numeric=tuple(range(1, len(columns))),
-        )
-    ]
+    caption = (
+        f"Heads with adjusted p ≤ .05, at most {HEADS_SHOWN}. p: {source.attrs.get('test', '')}. "
+        f"{_interval(source)}"
+    )
+    return [Table.of(["head", *_columns(directions)], rows, caption)]
+
+
+def _columns(directions: list[str]) -> list[str]:
+    """Names of the columns that :func:`_both` fills."""
+    return [column for into in directions for column in (into, "p")]
 
 
 def _both(at: xr.Dataset, directions: list[str]) -> list[str]:
     row = []
     for into in directions:
         here = at.sel(interchange=into)
-        ends = (float(here[f"recovery_mean{end}"]) for end in ("", "_low", "_high"))
-        row += [interval(*ends), p_value(float(here["head_p_adjusted"]))]
+        row += [interval(*bounds(here, "recovery_mean")), p_value(float(here["head_p_adjusted"]))]
     return row
 
 
@@ -174,23 +169,19 @@ def _head_table(source: Source, found: list[tuple[int, int]]) -> Table:
                 nats(float(at["direct_attribution"])) if "direct_attribution" in data else "",
             ]
         )
-    columns = ["head", "role", "found"]
-    for into in directions:
-        columns += [into, "p"]
-    columns += ["stability", "direct"]
     hidden = len(found) - len(rows)
     more = f" {plural(hidden, 'more head')} not shown." if hidden else ""
-    return Table(
-        columns,
+    return Table.of(
+        ["head", "role", "found", *_columns(directions), "stability", "direct"],
         rows,
-        caption="The refusal heads, on pairs that took no part in finding them. Role: a gate makes later "
+        "The refusal heads, on pairs that took no part in finding them. Role: a gate makes later "
         "heads fall when it is exchanged, an amplifier falls with an earlier one, a relay does both, the "
         "others neither. "
         "Found: by its effect alone, or only in a set of heads. Stability: share of resamples of the "
         "discovery pairs in which the head is found again by its effect alone. Direct: what it writes "
         f"straight to the metric, clean minus corrupted. p: {source.attrs.get('test', '')}. "
         f"{_interval(source)}{more}",
-        numeric=tuple(range(3, len(columns))),
+        words=3,
     )
 
 
@@ -199,25 +190,20 @@ def _joint(source: Source) -> Table:
     rows = []
     for into in labels(data, "interchange"):
         at = data.sel(interchange=into)
-        ends = (float(at[f"joint_recovery{end}"]) for end in ("", "_low", "_high"))
         # a model with few other heads has no random sets of as many
         controls = at["control_recovery"].values if "control_recovery" in at else np.array([])
         controls = controls[np.isfinite(controls)]
         spread = "–"
         if controls.size:
             spread = f"{percent(float(np.median(controls)))} ({percent(float(controls.max()))})"
-        rows.append(
-            [
-                INTERCHANGE_NAMES.get(into, into), interval(*ends), spread,
-                p_value(float(at["control_p"])), f"{controls.size:,}",
-            ]
-        )  # fmt: skip
-    return Table(
+        joint = interval(*bounds(at, "joint_recovery"))
+        chance = [p_value(float(at["control_p"])), f"{controls.size:,}"]
+        rows.append([INTERCHANGE_NAMES.get(into, into), joint, spread, *chance])
+    return Table.of(
         ["", "all refusal heads", "random heads: median (largest)", "p", "n"],
         rows,
-        caption="All refusal heads exchanged at once, and as many random other heads. p: share of random "
-        f"sets that do as well, the found one counted. {_interval(source)}",
-        numeric=(1, 2, 3, 4),
+        "All refusal heads exchanged at once, and as many random other heads. p: share of random sets "
+        f"that do as well, the found one counted. {_interval(source)}",
     )
 
 
@@ -233,15 +219,11 @@ def _cascade(source: Source) -> list[Block]:
             rows.append([src, *(_whole(v) for v in values)])
     if not rows:
         return []
-    return [
-        Table(
-            ["exchanged", *names],
-            rows,
-            caption="Which heads fall with which, in per cent: the share of what a head (column) does "
-            "for the metric that goes when an earlier head (row) is exchanged.",
-            numeric=tuple(range(1, len(names) + 1)),
-        )
-    ]
+    caption = (
+        "Which heads fall with which, in per cent: the share of what a head (column) does for the "
+        "metric that goes when an earlier head (row) is exchanged."
+    )
+    return [Table.of(["exchanged", *names], rows, caption)]
 
 
 def _whole(share: float) -> str:
@@ -253,18 +235,15 @@ def _pairs(source: Source) -> str:
         "n_test_pairs", source.attrs.get("n_pairs", source.data.sizes.get("prompt"))
     )
     dropped = source.attrs.get("dropped_pairs", [])
-    text = "" if n is None else f"{plural(int(n), 'pair')}"
-    if text and len(dropped):
-        text += (
-            f"; {plural(len(dropped), 'pair')} left out, which the model does not treat as labelled"
-        )
-    return f"{text}." if text else ""
+    if n is None:
+        return ""
+    out = f"; {plural(len(dropped), 'pair')} left out, which the model does not treat as labelled"
+    return f"{plural(int(n), 'pair')}{out if len(dropped) else ''}."
 
 
 def _interval(source: Source) -> str:
-    confidence = 100 * float(source.attrs.get("confidence", 0.95))
     method = source.attrs.get("interval", "method not recorded")
-    return f"Intervals: {confidence:g} % ({method})."
+    return f"Intervals: {confidence(source.attrs)} ({method})."
 
 
 def answer(positions_run: Source | None, heads_run: Source | None) -> list[str]:
@@ -276,7 +255,7 @@ def answer(positions_run: Source | None, heads_run: Source | None) -> list[str]:
         site = "resid_pre" if "resid_pre" in sites else sites[0]
         (layer, position), value = best_place(data, site)
         into = str(positions_run.attrs.get("interchange", "sufficiency"))
-        given, taken = ("harmful", "harmless") if into == "sufficiency" else ("harmless", "harmful")
+        given, taken = GIVEN.get(into, GIVEN["necessity"])
         what = SITE_NAMES.get(site, site).split(" (")[0].lower()
         where = "at the input of layer" if site == "resid_pre" else "of layer"
         out.append(
@@ -293,10 +272,9 @@ def answer(positions_run: Source | None, heads_run: Source | None) -> list[str]:
             parts = []
             for into in labels(data, "interchange"):
                 at = data.sel(interchange=into)
-                ends = (float(at[f"joint_recovery{end}"]) for end in ("", "_low", "_high"))
                 p = float(at["control_p"])
                 chance = f", p = {p_value(p)}" if np.isfinite(p) else ""
-                parts.append(f"{interval(*ends)} ({into}{chance})")
+                parts.append(f"{interval(*bounds(at, 'joint_recovery'))} ({into}{chance})")
             out.append(
                 f"{plural(len(found), 'refusal head')} ({names}): exchanged together they move "
                 f"{listed(parts)} of the difference."
@@ -309,10 +287,9 @@ def answer(positions_run: Source | None, heads_run: Source | None) -> list[str]:
 def part(study: Study) -> Part:
     """What patching runs say."""
     by_place, by_head = study.get("patch-positions"), study.get("patch-heads")
-    sections = []
-    if by_place is not None:
-        sections.append(Section(by_place.kind, "Where the decision is", positions(by_place)))
-    if by_head is not None:
-        sections.append(Section(by_head.kind, "Refusal heads", heads(by_head)))
+    sections = [
+        *section("patch-positions", "Where the decision is", positions, by_place),
+        *section("patch-heads", "Refusal heads", heads, by_head),
+    ]
     reference = "Patching: Heimersheim and Nanda 2024, arXiv:2404.15255; heads: arXiv:2604.04385."
     return Part(sections, answer(by_place, by_head), reference)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from refusal_nn.plots._read import labels
 from refusal_nn.report._format import listed
 from refusal_nn.report._page import Block, Code, Paragraph, Table
-from refusal_nn.report._sources import Source, labels
+from refusal_nn.report._sources import Source
 
 
 def what_was_run(sources: list[Source]) -> list[Block]:
@@ -27,11 +28,11 @@ def what_was_run(sources: list[Source]) -> list[Block]:
             ]
         )
     blocks: list[Block] = [
-        Table(
+        Table.of(
             ["analysis", "model", "dtype", "backend", "prompts", "n", "took"],
             rows,
-            caption=_overlap(sources),
-            numeric=(5, 6),
+            _overlap(sources),
+            words=5,
         )
     ]
     commands = list(dict.fromkeys(str(s.attrs["command"]) for s in sources if "command" in s.attrs))

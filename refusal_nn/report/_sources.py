@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from refusal_nn import store
@@ -198,8 +197,3 @@ class Study:
         """Name of a run where it is needed to tell it from others; else empty."""
         several = source is not None and (source.kind, source.model) in self.repeated
         return source.name if source is not None and several else ""
-
-
-def labels(data: xr.Dataset, name: str) -> list[str]:
-    """A coordinate as strings."""
-    return [str(v) for v in np.asarray(data[name].values)]
