@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from refusal_nn.errors import RequestError
-from refusal_nn.plots._cells import mesh, write_values
-from refusal_nn.plots._patching import MOST_LABELS, dots
-from refusal_nn.plots._style import INK, MUTED, WIDTH, new_figure, style
+from refusal_nn.plots._cells import (
+    DIVERGING,
+    MOST_LABELS,
+    colour_bar,
+    dot_handle,
+    dots,
+    largest,
+    legend,
+    mesh,
+    number_cells,
+    write_values,
+)
+from refusal_nn.plots._read import require
+from refusal_nn.plots._style import MUTED, WIDTH, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +28,6 @@ if TYPE_CHECKING:
 
     from refusal_nn.attribution import EdgeGraph
 
-COLOURS = "PuOr_r"
 DECADES = 3
 """Decades below the largest |score| that the colours of the edge matrix tell apart."""
 
@@ -50,16 +59,14 @@ def edge_scores(results: xr.Dataset) -> Figure:
     with style():
         from matplotlib.colors import SymLogNorm
 
-        largest = _largest(values)
-        norm = SymLogNorm(linthresh=largest / 10**DECADES, vmin=-largest, vmax=largest, base=10)
+        most = largest(values)
+        norm = SymLogNorm(linthresh=most / 10**DECADES, vmin=-most, vmax=most, base=10)
         figure = new_figure(height=min(0.75 * WIDTH, 1.2 + 0.085 * len(graph.src)) + 0.9)
         ax = figure.subplots()
-        cells = mesh(ax, values, norm, COLOURS, raster=True)
+        cells = mesh(ax, values, norm, DIVERGING, raster=True)
         _layer_rules(ax, graph)
-        bar = figure.colorbar(cells, ax=ax, pad=0.015, aspect=22, shrink=0.9)
-        bar.set_label(f"score ({_unit(results)})", size=8)
-        bar.outline.set_linewidth(0.5)
-        ticks, labels = _log_ticks(largest)
+        bar = colour_bar(figure, cells, ax, _score(results), aspect=22, shrink=0.9)
+        ticks, labels = _log_ticks(most)
         bar.set_ticks(ticks, labels=labels)
         bar.minorticks_off()
         ax.set_ylabel("writer, by layer")
@@ -91,12 +98,11 @@ def node_scores(results: xr.Dataset) -> Figure:
     clear = abs(scores) > 2 * error
     with style():
         from matplotlib.colors import Normalize
-        from matplotlib.lines import Line2D
 
         heads, mlps = _by_layer(scores, graph)
         marks, mlp_marks = _by_layer(clear, graph)
-        largest = _largest(np.concatenate([heads.ravel(), mlps]))
-        norm = Normalize(-largest, largest)
+        most = largest(np.concatenate([heads.ravel(), mlps]))
+        norm = Normalize(-most, most)
         tall = 0.24 if graph.n_layers <= MOST_LABELS else 0.13
         figure = new_figure(height=max(3, graph.n_layers) * tall + 1.0)
         axes = figure.subplots(
@@ -106,26 +112,18 @@ def node_scores(results: xr.Dataset) -> Figure:
             (axes[0], heads, marks, "Heads"),
             (axes[1], mlps[:, None], mlp_marks[:, None], "MLP"),
         ):
-            cells = mesh(ax, values, norm, COLOURS, raster=values.size > 4096)
+            cells = mesh(ax, values, norm, DIVERGING, raster=values.size > 4096)
             if graph.n_heads <= MOST_NUMBERS and graph.n_layers <= MOST_LABELS:
                 write_values(ax, cells, values, bold=marked.astype(bool))
             dots(ax, marked.astype(bool), size=1.8 if graph.n_heads <= 2 * MOST_NUMBERS else 1.0)
             ax.set_title(title)
-        step = max(1, -(-graph.n_heads // MOST_LABELS))
-        axes[0].set_xticks(range(0, graph.n_heads, step))
+        number_cells(axes[0].xaxis, np.arange(graph.n_heads))
         axes[0].set_xlabel("head")
         axes[1].set_xticks([])
-        step = max(1, -(-graph.n_layers // MOST_LABELS))
-        axes[0].set_yticks(range(0, graph.n_layers, step))
+        number_cells(axes[0].yaxis, np.arange(graph.n_layers))
         axes[0].set_ylabel("layer")
-        bar = figure.colorbar(cells, ax=list(axes), pad=0.015, aspect=18, shrink=0.95)
-        bar.set_label(f"score ({_unit(results)})", size=8)
-        bar.outline.set_linewidth(0.5)
-        handle = Line2D(
-            [], [], marker="o", linestyle="", markersize=3, color=INK,
-            label="more than two standard errors from 0",
-        )  # fmt: skip
-        figure.legend(handles=[handle], loc="outside lower center")
+        colour_bar(figure, cells, list(axes), _score(results), aspect=18, shrink=0.95)
+        legend(figure, [dot_handle("more than two standard errors from 0")])
     return figure
 
 
@@ -148,12 +146,7 @@ def node_summary(results: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def _scores(results: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:
-    if name not in results or set(results[name].dims) != set(dims):
-        held = ", ".join(f"{v}{results[v].dims}" for v in results) or "nothing"
-        raise RequestError(
-            f"the figure needs {name} over ({', '.join(dims)}), but the results hold {held}; give the "
-            "result of an attribute run."
-        )
+    require(results, name, dims, "the result of an attribute run")
     return results[name].transpose(*dims)
 
 
@@ -163,13 +156,8 @@ def _graph(results: xr.Dataset) -> EdgeGraph:
     return EdgeGraph.from_attrs(results.attrs)
 
 
-def _unit(results: xr.Dataset) -> str:
-    return str(results.attrs.get("metric_unit", "nats"))
-
-
-def _largest(values: np.ndarray) -> float:
-    finite = np.abs(values[np.isfinite(values)])
-    return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+def _score(results: xr.Dataset) -> str:
+    return f"score ({results.attrs.get('metric_unit', 'nats')})"
 
 
 def _by_layer(scores: xr.DataArray, graph: EdgeGraph) -> tuple[np.ndarray, np.ndarray]:
@@ -199,9 +187,8 @@ def _layer_rules(ax: Axes, graph: EdgeGraph) -> None:
         [rules_x[k] + graph.readers_per_layer / 2 for k in shown] + [len(graph.dst) - 0.5],
         [str(k) for k in shown] + ["logits"],
     )
-    ax.get_xticklabels()[-1].set_horizontalalignment(
-        "left"
-    )  # else it meets the last layer's number
+    # else it meets the last layer's number
+    ax.get_xticklabels()[-1].set_horizontalalignment("left")
     ax.set_yticks(
         [0.0] + [rules_y[k] + graph.writers_per_layer / 2 for k in shown],
         ["input", *(str(k) for k in shown)],

@@ -8,7 +8,17 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.errors import RequestError
-from refusal_nn.plots._cells import MAX_ANNOTATED, mesh, write_values
+from refusal_nn.plots._cells import (
+    DIVERGING,
+    MAX_ANNOTATED,
+    box,
+    colour_bar,
+    largest,
+    legend,
+    mesh,
+    number_cells,
+    write_values,
+)
 from refusal_nn.plots._style import EMPTY, INK, MUTED, new_figure, style
 
 if TYPE_CHECKING:
@@ -58,7 +68,7 @@ def candidate_heatmaps(scores: xr.Dataset, selection: Place | None = None) -> Fi
     """
     table = _checked(scores, ("bypass", "induce", "kl"))
     n_positions, n_layers = table.sizes["position"], table.sizes["layer"]
-    largest = max(_largest(table["bypass"]), _largest(table["induce"]))
+    most = max(largest(table[name].values) for name in ("bypass", "induce"))
     kl_max = scores.attrs.get("kl_max")
     dropped = _dropped(table)
     with style():
@@ -66,10 +76,10 @@ def candidate_heatmaps(scores: xr.Dataset, selection: Place | None = None) -> Fi
 
         kl = table["kl"].clip(min=LEAST_KL)
         high = max(2 * float(kl_max or 0), 10 * LEAST_KL, float(kl.max().fillna(0)))
-        log_odds = Normalize(-largest, largest)
+        log_odds = Normalize(-most, most)
         panels: list[tuple[str, str, Any, str]] = [
-            ("bypass", "Bypass: harmful prompts, direction ablated (lower is better)", log_odds, "PuOr_r"),
-            ("induce", "Induce: harmless prompts, direction added (higher is better)", log_odds, "PuOr_r"),
+            ("bypass", "Bypass: harmful prompts, direction ablated (lower is better)", log_odds, DIVERGING),
+            ("induce", "Induce: harmless prompts, direction added (higher is better)", log_odds, DIVERGING),
             ("kl", "KL: harmless prompts, direction ablated (lower is better)", LogNorm(LEAST_KL, high),
              "viridis_r"),
         ]  # fmt: skip
@@ -84,19 +94,21 @@ def candidate_heatmaps(scores: xr.Dataset, selection: Place | None = None) -> Fi
                 write_values(ax, cells, values, haloed=dropped != "", least=LEAST_KL)
             _hatch(ax, dropped)
             if selection is not None and selection.layer is not None:
-                _box(ax, table, int(selection.position or 0), int(selection.layer))
-            bar = figure.colorbar(cells, ax=ax, pad=0.015, aspect=9, shrink=0.95)
-            bar.set_label("nats", size=8)
+                row, column = (
+                    int(np.flatnonzero(table[dim].values == at)[0])
+                    for dim, at in (("position", selection.position), ("layer", selection.layer))
+                )
+                box(ax, row, column, width=1.8)
+            bar = colour_bar(figure, cells, ax, "nats", aspect=9, shrink=0.95)
             if name == "kl":  # plain numbers: 0.01, not a power of ten set as a formula
                 ticks = [t for t in (1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100) if LEAST_KL <= t <= high]
                 bar.set_ticks(
                     ticks, labels=[f"{t:g}" if t > LEAST_KL else f"≤ {t:g}" for t in ticks]
                 )
                 bar.minorticks_off()
-            bar.outline.set_linewidth(0.5)
-            if name == "kl" and kl_max is not None and LEAST_KL < float(kl_max) < high:
-                bar.ax.axhline(float(kl_max), color=INK, linewidth=1.6)
-                bar.ax.axhline(float(kl_max), color="white", linewidth=0.6)
+                if kl_max is not None and LEAST_KL < float(kl_max) < high:
+                    for colour, width in ((INK, 1.6), ("white", 0.6)):
+                        bar.ax.axhline(float(kl_max), color=colour, linewidth=width)
             ax.set_title(title)
         _label(axes, table)
         _legend(figure, table, dropped, selection)
@@ -158,10 +170,6 @@ def _checked(scores: xr.Dataset, names: tuple[str, ...]) -> xr.Dataset:
     return scores.sortby(["position", "layer"]).transpose("position", "layer", ...)
 
 
-def _largest(values: xr.DataArray) -> float:
-    return float(abs(values).max()) if values.notnull().any() else 1.0
-
-
 def _dropped(table: xr.Dataset) -> np.ndarray:
     """The criterion that rules each candidate out, ``""`` for none: ``[position, layer]``."""
     if "dropped_by" in table:
@@ -186,35 +194,13 @@ def _hatch(ax: Axes, dropped: np.ndarray) -> None:
         ax.add_patch(PathPatch(path, fill=False, hatch=hatch, edgecolor=MUTED, linewidth=0))
 
 
-def _box(ax: Axes, table: xr.Dataset, position: int, layer: int) -> None:
-    from matplotlib.patches import Rectangle
-
-    row = int(np.flatnonzero(table["position"].values == position)[0])
-    column = int(np.flatnonzero(table["layer"].values == layer)[0])
-    for colour, width in (("white", 3.6), ("black", 1.8)):  # visible on any cell colour
-        ax.add_patch(
-            Rectangle(
-                (column - 0.5, row - 0.5),
-                1,
-                1,
-                fill=False,
-                edgecolor=colour,
-                linewidth=width,
-                zorder=5,
-                clip_on=False,
-            )
-        )
-
-
 def _layer_label(scores: xr.Dataset) -> str:
     return f"layer ({scores.attrs.get('site', 'resid_pre')})"
 
 
 def _label(axes: Any, table: xr.Dataset) -> None:
-    layers, positions = table["layer"].values, table["position"].values
-    step = max(1, int(np.ceil(len(layers) / 20)))
-    shown = np.arange(0, len(layers), step)
-    axes[-1].set_xticks(shown, [str(int(layers[i])) for i in shown])
+    positions = table["position"].values
+    number_cells(axes[-1].xaxis, table["layer"].values, most=20)
     axes[-1].set_xlabel(_layer_label(table))
     for ax in axes:
         ax.set_yticks(np.arange(len(positions)), [str(int(p)) for p in positions])
@@ -230,16 +216,10 @@ def _legend(
     if selection is not None and selection.layer is not None:
         handles.append(Patch(fill=False, edgecolor=INK, linewidth=1.8, label="selected"))
     for reason in dict.fromkeys(str(r) for r in dropped.ravel() if r):
+        hatch, label = HATCHES.get(reason, OTHER_HATCH), REASONS.get(reason, f"dropped: {reason}")
         handles.append(
-            Patch(
-                facecolor="none",
-                edgecolor=MUTED,
-                linewidth=0,
-                hatch=HATCHES.get(reason, OTHER_HATCH),
-                label=REASONS.get(reason, f"dropped: {reason}"),
-            )
+            Patch(facecolor="none", edgecolor=MUTED, linewidth=0, hatch=hatch, label=label)
         )
     if any(table[name].isnull().any() for name in ("bypass", "induce", "kl")):
         handles.append(Patch(facecolor=EMPTY, label="not measured"))
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    legend(figure, handles)

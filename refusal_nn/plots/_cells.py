@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refusal_nn.plots._style import EMPTY
+from refusal_nn.plots._style import EMPTY, INK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DIVERGING = "PuOr_r"
+"""Told apart by every kind of colour vision."""
+
+MOST_LABELS = 24
+"""More rows or columns than these are not all labelled."""
 
 MAX_ANNOTATED = 16
 """Up to this many columns a cell of a page-wide map is wide enough for its number."""
@@ -68,6 +75,64 @@ def write_values(
         )  # fmt: skip
         if haloed is not None and haloed[row, column]:
             text.set_path_effects([withStroke(linewidth=2.4, foreground=colour)])
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest absolute value; 1 where there is none above 0."""
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+
+
+def dots(ax: Axes, marked: np.ndarray, *, size: float = 2.0) -> None:
+    """A small dot in the upper right corner of marked cells."""
+    rows, columns = np.nonzero(marked)
+    for colour, width in (("white", size + 1.2), (INK, size)):
+        ax.plot(
+            columns + 0.36, rows + 0.32, linestyle="", marker="o", markersize=width, color=colour,
+            markeredgewidth=0, zorder=5, label="_clear",
+        )  # fmt: skip
+
+
+def dot_handle(label: str) -> Any:
+    """What :func:`dots` mean, for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], marker="o", linestyle="", markersize=3, color=INK, label=label)
+
+
+def box(ax: Axes, row: int, column: int, width: float = 1.6) -> None:
+    """A frame around a cell, visible on any colour."""
+    from matplotlib.patches import Rectangle
+
+    for colour, wide in (("white", 2 * width), ("black", width)):
+        ax.add_patch(
+            Rectangle(
+                (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=wide,
+                zorder=5, clip_on=False,
+            )
+        )  # fmt: skip
+
+
+def number_cells(axis: Any, labels: np.ndarray, most: int = MOST_LABELS) -> None:
+    """Numbers of rows or columns, as many as fit."""
+    shown = np.arange(0, len(labels), max(1, -(-len(labels) // most)))
+    axis.set_ticks(shown, [str(int(labels[i])).replace("-", "−") for i in shown])
+
+
+def colour_bar(
+    figure: Figure, cells: Any, axes: Any, label: str, *, aspect: int, shrink: float
+) -> Any:
+    """The scale of a map beside it."""
+    bar = figure.colorbar(cells, ax=axes, pad=0.015, aspect=aspect, shrink=shrink)
+    bar.set_label(label, size=8)
+    bar.outline.set_linewidth(0.5)
+    return bar
+
+
+def legend(figure: Figure, handles: list[Any]) -> None:
+    """A line below the figure that says what its marks mean."""
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
 def short(value: float) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.errors import RequestError
+from refusal_nn.plots._cells import legend
+from refusal_nn.plots._read import bounds, labels
 from refusal_nn.plots._style import INK, LINE, MUTED, OTHER_COLOURS, new_figure, readable, style
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def faithfulness_curve(
         raise RequestError(
             f"the figure needs {', '.join(missing)}; give the result of circuit evaluate."
         )
-    nulls = [] if null is None else [str(v) for v in null["null"].values]
+    nulls = [] if null is None else labels(null, "null")
     with style():
         figure = new_figure(height=3.1)
         ratios = [4.2, 0.35 + 0.45 * len(nulls)] if nulls else [1]
@@ -67,7 +69,7 @@ def faithfulness_curve(
         ax = axes[0]
         handles: list[Any] = []
         if grid is not None:
-            for ranking in (str(v) for v in grid["ranking"].values):
+            for ranking in labels(grid, "ranking"):
                 handles.append(_curve(ax, grid.sel(ranking=ranking), ranking, circuit))
         handles.append(_point(ax, circuit))
         low, high = ax.get_ylim()
@@ -76,7 +78,7 @@ def faithfulness_curve(
         _axis(ax, grid, circuit)
         if nulls and null is not None:
             _column(axes[1], null, nulls, circuit)
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        legend(figure, handles)
     return figure
 
 
@@ -99,7 +101,7 @@ def _curve(ax: Axes, here: xr.Dataset, ranking: str, circuit: xr.Dataset) -> Any
 
 def _point(ax: Axes, circuit: xr.Dataset) -> Any:
     x = 100 * float(circuit.attrs["n_kept"]) / float(circuit.attrs["n_total"])
-    value, low, high = (float(circuit[f"faithfulness{end}"]) for end in ("", "_low", "_high"))
+    value, low, high = bounds(circuit, "faithfulness")
     ax.vlines(x, low, high, color=INK, linewidth=1.6, zorder=4)
     (dot,) = ax.plot(
         x, value, marker="D", markersize=6, color=INK, markeredgecolor="white", linestyle="",
@@ -113,16 +115,13 @@ def _levels(axes: Any, circuit: xr.Dataset) -> None:
         for level, dashes in ((0, (1, 0)), (GOAL, (2, 2)), (1, (1, 0))):
             ax.axhline(level, color=LINE, linewidth=0.9, linestyle=(0, dashes), zorder=0)
     axes[0].set_ylabel("faithfulness")
-    axes[0].annotate(
-        "whole model", (0.006, 1), xycoords=("axes fraction", "data"), xytext=(0, 2),
-        textcoords="offset points", size=7, color=MUTED, va="bottom",
-    )  # fmt: skip
     ablation = str(circuit.attrs.get("ablation", ""))
-    axes[0].annotate(
-        f"all edges ablated ({ablation})" if ablation else "all edges ablated",
-        (0.994, 0), xycoords=("axes fraction", "data"), xytext=(0, 2),
-        textcoords="offset points", size=7, color=MUTED, va="bottom", ha="right",
-    )  # fmt: skip
+    ablated = f"all edges ablated ({ablation})" if ablation else "all edges ablated"
+    for text, x, level, side in (("whole model", 0.006, 1, "left"), (ablated, 0.994, 0, "right")):
+        axes[0].annotate(
+            text, (x, level), xycoords=("axes fraction", "data"), xytext=(0, 2),
+            textcoords="offset points", size=7, color=MUTED, va="bottom", ha=side,
+        )  # fmt: skip
 
 
 def _axis(ax: Axes, grid: xr.Dataset | None, circuit: xr.Dataset) -> None:

@@ -25,17 +25,15 @@ LONG = 6.0
 
 @dataclass
 class _Items:
-    """Nodes and way points as numbers: their row, width and neighbours."""
+    """Nodes and then way points as numbers: their row, width and neighbours."""
 
     row: list[int] = field(default_factory=list)
     width: list[float] = field(default_factory=list)
-    real: list[bool] = field(default_factory=list)
     links: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, row: int, width: float, *, real: bool) -> int:
+    def add(self, row: int, width: float) -> int:
         self.row.append(row)
         self.width.append(width)
-        self.real.append(real)
         return len(self.row) - 1
 
 
@@ -73,21 +71,20 @@ def place(
     >>> [[row for row, _ in way] for way in ways]
     [[], [], [1]]
     """
-    items, index = _Items(), {}
-    for node, row in rows.items():
-        index[node] = items.add(row, widths[node], real=True)
+    items = _Items()
+    index = {node: items.add(row, widths[node]) for node, row in rows.items()}
     ways = []
     for lower, upper in edges:
         way, at = [], index[lower]
         for row in range(rows[lower] + 1, rows[upper]):
-            step = items.add(row, lane, real=False)
+            step = items.add(row, lane)
             items.links.append((at, step))
             way.append(step)
             at = step
         items.links.append((at, index[upper]))
         ways.append(way)
     layers = _ordered(items)
-    x = _straightened(items, layers)
+    x = _straightened(items, layers, n_nodes=len(index))
     return (
         {node: float(x[i]) for node, i in index.items()},
         [[(items.row[i], float(x[i])) for i in way] for way in ways],
@@ -106,9 +103,8 @@ def _neighbours(items: _Items) -> tuple[list[list[int]], list[list[int]]]:
 def _ordered(items: _Items) -> list[list[int]]:
     """Items of every row from left to right: the order with the fewest crossings that sweeps find."""
     below, above = _neighbours(items)
-    layers: list[list[int]] = [[] for _ in range(max(items.row, default=-1) + 1)]
-    for i, row in enumerate(items.row):
-        layers[row].append(i)
+    row = np.array(items.row, dtype=int)
+    layers = [np.flatnonzero(row == k).tolist() for k in range(max(items.row, default=-1) + 1)]
     best, fewest = [list(layer) for layer in layers], _crossings(items, layers)
     for sweep in range(SWEEPS):
         upward = sweep % 2 == 0
@@ -144,37 +140,31 @@ def _crossings(items: _Items, layers: list[list[int]]) -> int:
     return total
 
 
-def _straightened(items: _Items, layers: list[list[int]]) -> np.ndarray:
+def _straightened(items: _Items, layers: list[list[int]], *, n_nodes: int) -> np.ndarray:
     """The x of every item: least squares to its neighbours, order and distances kept."""
     from scipy.optimize import isotonic_regression
+    from scipy.sparse import csr_array
 
-    real, width = np.array(items.real), np.array(items.width)
-    pulls: list[list[tuple[int, float]]] = [[] for _ in items.row]
-    for lower, upper in items.links:
-        weight = LONG ** (2 - int(real[lower]) - int(real[upper]))
-        pulls[lower].append((upper, weight))
-        pulls[upper].append((lower, weight))
-    x = np.zeros(len(items.row))
-    offsets = []
+    n = len(items.row)
+    lower, upper = np.array(items.links, dtype=int).reshape(-1, 2).T
+    weight = LONG ** ((lower >= n_nodes).astype(int) + (upper >= n_nodes))
+    ends = (np.concatenate([lower, upper]), np.concatenate([upper, lower]))
+    pull = csr_array((np.concatenate([weight, weight]), ends), shape=(n, n))
+    total = pull.sum(axis=1)
+    width, x, offsets = np.array(items.width), np.zeros(n), []
     for layer in layers:
         half = width[layer] / 2
-        steps = half[:-1] + half[1:]
-        offset = np.concatenate([[0.0], np.cumsum(steps)])
+        offset = np.concatenate([[0.0], np.cumsum(half[:-1] + half[1:])])
         x[layer] = offset - offset[-1] / 2
         offsets.append(offset)
+    pulls = [pull[layer] for layer in layers]
     for turn in range(STRAIGHTENINGS):
         order = range(len(layers)) if turn % 2 == 0 else range(len(layers) - 1, -1, -1)
         for row in order:
             layer = layers[row]
-            weights = np.array([sum(w for _, w in pulls[i]) or 1e-3 for i in layer])
-            wanted = np.array(
-                [
-                    sum(w * x[j] for j, w in pulls[i]) / sum(w for _, w in pulls[i])
-                    if pulls[i]
-                    else x[i]
-                    for i in layer
-                ]
-            )
+            free = total[layer] == 0
+            weights = np.where(free, 1e-3, total[layer])
+            wanted = np.where(free, x[layer], pulls[row] @ x / weights)
             # distances become an order once each item's least distance is taken off
             found = isotonic_regression(wanted - offsets[row], weights=weights)
             x[layer] = found.x + offsets[row]

@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.errors import RequestError
+from refusal_nn.plots._cells import legend
+from refusal_nn.plots._read import bounds, confidence, labels, require, span
 from refusal_nn.plots._style import (
     INK,
     MUTED,
@@ -23,6 +25,8 @@ from refusal_nn.plots._style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+GIVE = "group 'rates' of an evaluation"
 
 CATEGORY_PANELS: Mapping[str, tuple[str, ...]] = {
     "toxic": ("baseline", "ablation"),
@@ -52,9 +56,8 @@ def refusal_rates(rates: xr.Dataset) -> Figure:
     RequestError
         If the rates or their intervals are missing.
     """
-    _require(rates, "refusal_rate", ("intervention", "style"))
-    names = [str(v) for v in rates["intervention"].values]
-    styles = [str(v) for v in rates["style"].values]
+    require(rates, "refusal_rate", ("intervention", "style"), GIVE, bounded=True)
+    names, styles = labels(rates, "intervention"), labels(rates, "style")
     colours = condition_colours(names)
     with style():
         figure = new_figure(height=0.95 + 0.3 * len(names))
@@ -95,9 +98,10 @@ def category_rates(
     RequestError
         If the rates are missing, or no panel has anything to show.
     """
-    _require(rates, "category_refusal_rate", ("intervention", "style", "category"))
+    dims = ("intervention", "style", "category")
+    require(rates, "category_refusal_rate", dims, GIVE, bounded=True)
     shown = _panels(rates, panels)
-    categories = [str(v) for v in rates["category"].values]
+    categories = labels(rates, "category")
     with style():
         figure = new_figure(height=1.0 + 0.3 * len(categories))
         axes = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
@@ -120,25 +124,14 @@ def category_rates(
     return figure
 
 
-def _require(rates: xr.Dataset, name: str, dims: tuple[str, ...]) -> None:
-    missing = [v for v in (name, f"{name}_low", f"{name}_high") if v not in rates]
-    if missing or set(rates[name].dims) != set(dims):
-        found = ", ".join(f"{v}{rates[v].dims}" for v in rates) or "nothing"
-        raise RequestError(
-            f"rates need {name} with _low and _high over ({', '.join(dims)}), but hold {found}; give "
-            "group 'rates' of an evaluation."
-        )
-
-
 def _panels(rates: xr.Dataset, panels: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]]:
-    have = {str(v) for v in rates["intervention"].values}
-    styles = [str(v) for v in rates["style"].values]
+    have, styles = labels(rates, "intervention"), labels(rates, "style")
     wanted = panels if panels is not None else CATEGORY_PANELS
     shown = {s: [n for n in names if n in have] for s, names in wanted.items() if s in styles}
     shown = {s: names for s, names in shown.items() if names}
     if panels is None and not any(len(names) > 1 for names in shown.values()):
         # conditions of another study: all of them, on every style
-        shown = {s: [str(v) for v in rates["intervention"].values] for s in styles}
+        shown = dict.fromkeys(styles, have)
     if not shown:
         raise RequestError(
             f"no panel to show: the rates have styles {', '.join(styles)} and conditions "
@@ -157,7 +150,7 @@ def _dot(
     hollow: bool = False,
     label: str | None = None,
 ) -> None:
-    rate, low, high = (float(here[f"{prefix}refusal_rate{end}"]) for end in ("", "_low", "_high"))
+    rate, low, high = bounds(here, f"{prefix}refusal_rate")
     if np.isnan(rate):  # no prompt of this kind; still named in the legend
         ax.plot([], [], marker="o", linestyle="", color=colour, label=label)
         return
@@ -180,32 +173,24 @@ def _title(rates: xr.Dataset, one: str) -> str:
     name = STYLE_NAMES.get(one, one).replace(" (", "\n(")
     if "refusal_rate_n" not in rates:
         return name
-    n = np.unique(rates["refusal_rate_n"].sel(style=one).values)
-    return f"{name}, n = {n[0]}" if len(n) == 1 else f"{name}, n = {n.min()}–{n.max()}"
+    return f"{name}, n = {span(rates['refusal_rate_n'].sel(style=one).values)}"
 
 
 def _each(rates: xr.Dataset, one: str) -> str:
     if "category_refusal_rate_n" not in rates:
         return ""
     n = rates["category_refusal_rate_n"].sel(style=one).values
-    n = n[n > 0]
-    if not len(n):
-        return ""
-    return f", n = {n.min()}" + ("" if n.min() == n.max() else f"–{n.max()}") + " each"
+    return f", n = {span(n[n > 0])} each" if n.any() else ""
 
 
 def _legend(figure: Figure, rates: xr.Dataset) -> None:
     from matplotlib.lines import Line2D
 
-    confidence = rates.attrs.get("confidence")
-    interval = "interval" if confidence is None else f"{100 * float(confidence):g} % interval"
-    handles = [
-        Line2D(
-            [], [], marker="o", color=INK, markersize=5, label=f"refused and coherent, {interval}"
-        )
-    ]
+    interval = f"{confidence(rates.attrs)} interval" if "confidence" in rates.attrs else "interval"
+    label = f"refused and coherent, {interval}"
+    handles = [Line2D([], [], marker="o", color=INK, markersize=5, label=label)]
     if "coherent_rate" in rates:
         handles.append(
             Line2D([], [], marker="|", markersize=10, linestyle="", color=MUTED, label="coherent")
         )
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    legend(figure, handles)

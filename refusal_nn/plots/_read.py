@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -27,22 +28,25 @@ def span(counts: np.ndarray, between: str = "–") -> str:
     return f"{low:,}" if low == high else f"{low:,}{between}{high:,}"
 
 
-def confidence(attrs: dict) -> str:
+def confidence(attrs: Mapping[Any, Any]) -> str:
     """``95 %``, as results say of their intervals."""
     return f"{100 * float(attrs.get('confidence', 0.95)):g} %"
 
 
-def require(results: xr.Dataset, names: Sequence[str], dims: Sequence[str], give: str) -> None:
-    """Insist on variables over dims, the first of them named in the message.
+def require(
+    results: xr.Dataset, name: str, dims: Sequence[str], give: str, *, bounded: bool = False
+) -> None:
+    """Insist on a variable over dims, and on the ends of its interval if ``bounded``.
 
     Raises
     ------
     RequestError
         If one is missing or has other dims.
     """
+    names = [name, f"{name}_low", f"{name}_high"] if bounded else [name]
     if any(n not in results or set(results[n].dims) != set(dims) for n in names):
         held = ", ".join(f"{v}{results[v].dims}" for v in results) or "nothing"
         raise RequestError(
-            f"the figure needs {' with '.join(names)} over ({', '.join(dims)}), but the results hold "
-            f"{held}; give {give}."
+            f"the figure needs {name}{' with _low and _high' if bounded else ''} over "
+            f"({', '.join(dims)}), but the results hold {held}; give {give}."
         )

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.errors import RequestError
+from refusal_nn.plots._read import labels
 from refusal_nn.plots._style import (
     LINE,
     MUTED,
@@ -61,7 +62,7 @@ def score_distributions(results: xr.Dataset) -> Figure:
     margin = 0.02 * float(np.ptp(finite)) + 0.1
     edges = np.linspace(finite.min() - margin, finite.max() + margin, N_BINS + 1)
     styles = list(dict.fromkeys(str(s) for s in scores["style"].values))
-    names = [str(v) for v in scores["intervention"].values]
+    names = labels(scores, "intervention")
     with style():
         figure = new_figure(height=0.85 + 0.52 * len(names))
         axes = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
