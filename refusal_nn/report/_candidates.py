@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -61,7 +62,7 @@ def chosen_in(scores: Source | None, selected: Source | None) -> Chosen | None:
     return Chosen(found.layer, found.position, near, found.why, found.n_admissible)
 
 
-def thresholds(source: Source) -> dict[str, float]:
+def thresholds(source: Source) -> dict[str, Any]:
     """The thresholds a table was scored with; the published ones where it does not say."""
     names = ("kl_max", "induce_min", "layer_fraction")
     if all(name in source.attrs for name in names):
