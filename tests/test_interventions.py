@@ -136,9 +136,7 @@ def test_a_capture_that_does_not_fit_is_refused(captures, start, reason):
             tiny_model("llama").arch,
             [],
             captures,
-            lengths=[4, 3, 5],
-            width=5,
-            padding_side="left",
+            batch=pad([[1] * n for n in (4, 3, 5)], 0),
             start=start,
         )
 

@@ -5,9 +5,9 @@ A model's ``backend`` is one of these; :func:`refusal_nn.load_model` chooses it 
 """
 
 from refusal_nn.backends._dry_run import DryRunBackend
-from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._local import Local
 from refusal_nn.backends._process import DryRun, Preflight
+from refusal_nn.backends._size import Limits
 from refusal_nn.backends.ndif import Ndif, Remote, Service, compare_versions, deployed
 
 __all__ = [

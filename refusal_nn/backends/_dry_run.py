@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from refusal_nn.backends._elsewhere import Elsewhere
-from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._payload import Batches
 from refusal_nn.backends._process import worker_of
+from refusal_nn.backends._size import Limits
 from refusal_nn.models import Loading, Model
 from refusal_nn.models._load import load_here
 from refusal_nn.store import JobLedger

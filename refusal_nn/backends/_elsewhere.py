@@ -6,8 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from refusal_nn.backends._limits import Limits
-from refusal_nn.backends._size import size_of
+from refusal_nn.backends._size import Limits, size_of
 from refusal_nn.models import Backend, Model
 from refusal_nn.tracing import Request
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
@@ -19,6 +19,7 @@ from refusal_nn.backends._process import serialise
 from refusal_nn.backends._size import size_of
 from refusal_nn.models import EMBEDDED, Model
 from refusal_nn.shipped.job import digest, run_job, unpack
+from refusal_nn.shipped.plans import mapped
 from refusal_nn.tracing import Request, Results, check_requests, judge_check
 
 if TYPE_CHECKING:
@@ -33,27 +34,7 @@ class Job:
     requests: tuple[Sequence[Request], ...] = ()
 
 
-class Packing(Protocol):
-    """What jobs are made of and what their answers are made into."""
-
-    def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
-        """Cut batches into jobs."""
-        ...
-
-    def job(self, batches: Sequence[int]) -> Job:
-        """The job of just these batches."""
-        ...
-
-    def blob(self, job: Job) -> bytes:
-        """The bytes to send."""
-        ...
-
-    def answers(self, job: Job, content: bytes) -> list[Any]:
-        """One answer a batch, from the bytes received."""
-        ...
-
-
-@dataclass(frozen=True)
+@dataclass
 class Batches:
     """The batches of a stage, for a model whose jobs run elsewhere.
 
@@ -102,10 +83,10 @@ class Batches:
         PreflightError
             If something in it cannot be serialised or read, or a function of the user's cannot travel.
         """
-        model, memo = self.model, dict[int, torch.Tensor]()
+        model, copies = self.model, dict[int, torch.Tensor]()
 
         def plain(requests: Sequence[Request]) -> list[PlainRequest]:
-            return [_compact(request.plain(), memo) for request in requests]
+            return [_compact(request.plain(), copies) for request in requests]
 
         content: JobContent = {
             "shared": plain(self.shared),
@@ -165,22 +146,18 @@ class _Bytes(Backend):  # type: ignore[misc]
         self.block = serialise(tracer)
 
 
-def _compact(value: Any, memo: dict[int, torch.Tensor]) -> Any:
+def _compact(value: Any, copies: dict[int, torch.Tensor]) -> Any:
     """Plain data whose tensors own just their numbers: of a view the whole storage would travel."""
-    if isinstance(value, torch.Tensor):
-        return _whole(value, memo)
-    if isinstance(value, Mapping):
-        return {k: _compact(v, memo) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_compact(v, memo) for v in value)
-    return value
 
+    def whole(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or (
+            x.untyped_storage().nbytes() == x.nbytes and x.is_contiguous()
+        ):
+            return x
+        # one copy for all mentions of a tensor, so that it travels once
+        return copies.setdefault(id(x), x.detach().contiguous().clone())
 
-def _whole(x: torch.Tensor, memo: dict[int, torch.Tensor]) -> torch.Tensor:
-    if x.untyped_storage().nbytes() == x.nbytes and x.is_contiguous():
-        return x
-    # one copy for all mentions of a tensor, so that it travels once
-    return memo.setdefault(id(x), x.detach().contiguous().clone())
+    return mapped(value, whole)
 
 
 def digest_of(model: Model) -> str:

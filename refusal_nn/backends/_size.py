@@ -1,20 +1,68 @@
-"""How big requests are, to cut work into jobs."""
+"""How big requests are, and how work is cut into jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
 import torch
 
-from refusal_nn.backends._limits import Limits
+from refusal_nn.errors import RequestError
 from refusal_nn.models import Model
+from refusal_nn.shipped.plans import leaves
 from refusal_nn.tracing import Request
 
 GRADIENT_COST = 3
 """A pass with gradients takes about three times as long as one without."""
 FLOAT64_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How work is cut into jobs, and how long one is waited for.
+
+    Parameters
+    ----------
+    tokens : int
+        Token positions a job computes, prompts and generated tokens of all its rows: a bound on the
+        time a job takes. A batch above it is a job of its own.
+    sent_bytes : int
+        Uncompressed tensors of a job's requests, in bytes.
+    received_bytes : int
+        Estimated size of a job's results, in bytes.
+    in_flight : int
+        Jobs submitted and not collected at one time.
+    deadline : float
+        Seconds without news of any job (a change of state or of its place in the queue, a result)
+        after which waiting ends. A question that fails for now is repeated for so long.
+    retries : int
+        Times a job is sent again after it failed for a reason that may pass.
+    backoff : float
+        Seconds before the first repetition; each further one waits twice as long, up to 30 s.
+    poll : float
+        Seconds between two questions about jobs at first; they grow to 20 times that.
+    """
+
+    tokens: int = 400_000
+    sent_bytes: int = 64 << 20
+    received_bytes: int = 256 << 20
+    in_flight: int = 3
+    deadline: float = 1800.0
+    retries: int = 4
+    backoff: float = 0.5
+    poll: float = 0.1
+
+    def __post_init__(self) -> None:
+        above = ("tokens", "sent_bytes", "received_bytes", "in_flight", "deadline", "poll")
+        for name in (*above, "retries", "backoff"):
+            value = getattr(self, name)
+            if not math.isfinite(value):  # no comparison below is true of a nan
+                raise RequestError(f"{name} must be a finite number, got {value}.")
+            if name in above and value <= 0:
+                raise RequestError(f"{name} must be above 0, got {value}.")
+            if value < 0:
+                raise RequestError(f"{name} must be 0 or more, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -26,9 +74,7 @@ class Size:
     received: int = 0
 
     def __add__(self, other: Size) -> Size:
-        return Size(
-            self.tokens + other.tokens, self.sent + other.sent, self.received + other.received
-        )
+        return Size(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def within(self, limits: Limits) -> bool:
         """Whether one job may be so large."""
@@ -46,23 +92,11 @@ def size_of(model: Model, requests: Sequence[Request]) -> Size:
         rows, width = request.inputs["input_ids"].shape
         new = int(request.options.get("max_new_tokens", 0)) if request.generate else 0
         tokens = rows * (width + new) * (GRADIENT_COST if request.plan["gradient"] else 1)
-        tensors: dict[int, int] = {}
-        _tensors([request.inputs, request.plan], tensors)
+        found = leaves([request.inputs, request.plan])
+        sent = {id(x): x.nbytes for x in found if isinstance(x, torch.Tensor)}
         received = 4 * rows * new + _captured(model, request, rows, width)
-        total += Size(tokens, sum(tensors.values()), received)
+        total += Size(tokens, sum(sent.values()), received)
     return total
-
-
-def _tensors(value: Any, found: dict[int, int]) -> None:
-    """Bytes of each tensor in nested plain data, by identity."""
-    if isinstance(value, torch.Tensor):
-        found[id(value)] = value.nbytes
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            _tensors(inner, found)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _tensors(inner, found)
 
 
 def _captured(model: Model, request: Request, rows: int, width: int) -> int:

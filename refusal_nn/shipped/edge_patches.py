@@ -48,15 +48,10 @@ def patched_readings(
     written[0] = parts["input"]
     for i, place in enumerate(args["places"][: layers + (layer is not None)]):
         at = 1 + i * (heads + 1)
-        write_heads(model, place, parts["z"][i], written[at : at + heads])
+        written[at : at + heads] = write_heads(model, place, parts["z"][i])
         if i < layers:
             written[at + heads] = parts["mlp"][i]
-    readout = last_token(taken["readout"])
-    out = {
-        "resid_pre": taken["resid_pre"],
-        "readout": taken["readout"],
-        "metric": metric_values(readout, args["metric"], readout),
-    }
+    out = of_clean_run(taken, args)
     if layer is None:
         return {**out, "final": (wide(taken["final"]) + written[:count]).flatten(0, 1)}
     place = args["places"][layer]
@@ -90,16 +85,18 @@ def patched_writes(
         of the clean run.
     """
     parts = differences(model, taken, args, len(args["places"]))
-    heads = args["places"][0]["writer"]["heads"]
     out = []
     for i, place in enumerate(args["places"]):
-        written = parts["input"].new_empty(heads, *parts["input"].shape)
-        write_heads(model, place, parts["z"][i], written)
+        written = write_heads(model, place, parts["z"][i])
         out.append((wide(taken["attn_out"][i]) + written).flatten(0, 1))
+    return {"attn_out": torch.stack(out), **of_clean_run(taken, args)}
+
+
+def of_clean_run(taken: dict[str, Any], args: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What later passes and the caller need of the clean run: ``resid_pre``, ``readout``, ``metric``."""
     readout = last_token(taken["readout"])
     return {
-        "attn_out": torch.stack(out),
         "resid_pre": taken["resid_pre"],
-        "readout": taken["readout"],
+        "readout": readout,
         "metric": metric_values(readout, args["metric"], readout),
     }

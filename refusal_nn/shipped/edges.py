@@ -90,7 +90,7 @@ def edge_scores(model: Any, taken: dict[str, Any], args: dict[str, Any]) -> dict
                 into_mlp = mlp_gradient(model, norm, by_layer[-1][layer], reading, w, part)
                 add_scores(scores, written, at, column, into_heads)
                 column += columns[layer]
-                write_heads(model, place, parts["z"][layer][:, part], written[at : at + heads])
+                written[at : at + heads] = write_heads(model, place, parts["z"][layer][:, part])
                 seen = at if args["parallel"] else at + heads
                 add_scores(scores, written, seen, column, into_mlp[None])
                 column += 1
@@ -322,10 +322,9 @@ def mlp_gradient(
     return (out * inverse * weights[:, None, None, None]).sum(0)
 
 
-def write_heads(model: Any, place: dict[str, Any], z: torch.Tensor, out: torch.Tensor) -> None:
-    """What the differences of a layer's heads write, into ``out`` ``[head, prompt, token, d_model]``."""
-    matrix = head_output(model, place["writer"]).to(z)
-    out.copy_(apply_heads(z, matrix))
+def write_heads(model: Any, place: dict[str, Any], z: torch.Tensor) -> torch.Tensor:
+    """What the differences of a layer's heads write, ``[head, prompt, token, d_model]``."""
+    return apply_heads(z, head_output(model, place["writer"]).to(z))
 
 
 def add_scores(

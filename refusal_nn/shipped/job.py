@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,15 +27,21 @@ def run_job(model: Any, job: JobContent) -> JobAnswer:
     -------
     JobAnswer
     """
-    shared: list[dict[str, torch.Tensor]] = []
-    for request in job["shared"]:
-        shared.append(run_request(model, request, shared, shared)[1])
+    shared = hold(model, job["shared"])
     batches = [run_batch(model, batch, shared) for batch in job["batches"]]
     return {
         "batches": pack(batches),
         "check": pack([run_batch(model, job["check"], [])]),
         "facts": facts_of(model, job["weigh"]),
     }
+
+
+def hold(model: Any, requests: list[PlainRequest]) -> list[dict[str, torch.Tensor]]:
+    """What the shared requests of a job hold, each for those after it and for all batches."""
+    held: list[dict[str, torch.Tensor]] = []
+    for request in requests:
+        held.append(run_request(model, request, held, held)[1])
+    return held
 
 
 def run_batch(
@@ -80,19 +87,17 @@ def pack(batches: list[list[dict[str, torch.Tensor]]]) -> Packed:
     A tensor saved by itself costs some hundred bytes beside its numbers. Integers that fit travel
     in 32 bits.
     """
-    layout: list[list[list[list[Any]]]] = []
     flat: dict[str, list[torch.Tensor]] = {}
-    for batch in batches:
-        layout.append([])
-        for results in batch:
-            layout[-1].append([])
-            for name, x in results.items():
-                dtype = str(x.dtype)
-                if x.dtype == torch.int64 and fits(x):
-                    x = x.to(torch.int32)
-                kept = str(x.dtype)
-                flat.setdefault(kept, []).append(x.reshape(-1))
-                layout[-1][-1].append([name, dtype, kept, list(x.shape)])
+
+    def placed(name: str, x: torch.Tensor) -> list[Any]:
+        dtype = str(x.dtype)
+        if x.dtype == torch.int64 and fits(x):
+            x = x.to(torch.int32)
+        kept = str(x.dtype)
+        flat.setdefault(kept, []).append(x.reshape(-1))
+        return [name, dtype, kept, list(x.shape)]
+
+    layout = [[[placed(*named) for named in out.items()] for out in batch] for batch in batches]
     return {"layout": layout, "flat": {name: torch.cat(parts) for name, parts in flat.items()}}
 
 
@@ -103,22 +108,16 @@ def fits(x: torch.Tensor) -> bool:
 
 def unpack(packed: Packed) -> list[list[dict[str, torch.Tensor]]]:
     """The inverse of :func:`pack`."""
-    used = dict.fromkeys(packed["flat"], 0)
-    batches: list[list[dict[str, torch.Tensor]]] = []
-    for batch in packed["layout"]:
-        batches.append([])
-        for results in batch:
-            found = {}
-            for name, dtype, kept, shape in results:
-                begin = used[kept]
-                size = 1
-                for n in shape:
-                    size *= n
-                used[kept] = begin + size
-                x = packed["flat"][kept][begin : begin + size].reshape(shape)
-                found[name] = x.to(getattr(torch, dtype.removeprefix("torch.")))
-            batches[-1].append(found)
-    return batches
+    left = dict(packed["flat"])
+
+    def taken(dtype: str, kept: str, shape: list[int]) -> torch.Tensor:
+        x, left[kept] = left[kept].tensor_split([math.prod(shape)])
+        return x.reshape(shape).to(getattr(torch, dtype.removeprefix("torch.")))
+
+    return [
+        [{name: taken(*form) for name, *form in results} for results in batch]
+        for batch in packed["layout"]
+    ]
 
 
 def facts_of(model: Any, weigh: bool) -> Facts:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from refusal_nn.shipped.parts import wide
+from refusal_nn.shipped.plans import mapped
 from refusal_nn.shipped.reductions import gather
 
 
@@ -52,32 +54,27 @@ def operate(x: torch.Tensor, name: str, args: dict[str, Any]) -> torch.Tensor:
         return x.view_as(x)
     if name == "call":
         return call(x, args)
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    y = x if x.dtype == dtype else x.to(dtype)
+    y = wide(x)
+    given = {k: v.to(y) for k, v in args.items() if k in ("direction", "value", "fraction")}
     if name == "ablate":
-        out = ablate(y, args["direction"].to(device=y.device, dtype=dtype))
+        out = ablate(y, given["direction"])
     elif name == "add":
-        vector = args["direction"].to(device=y.device, dtype=dtype)
-        out = y + row_shaped(vector, y)
+        out = y + row_shaped(given["direction"], y)
     elif name == "set":
-        value = args["value"].to(device=y.device, dtype=dtype)
-        out = row_shaped(value, y).expand_as(y) if value.dim() < y.dim() else value.expand_as(y)
-    elif (
-        name == "swap"
-    ):  # [row, token, (head,) 1] flags: where they are set, the value of another run
-        value = args["value"].to(device=y.device, dtype=dtype)
-        out = torch.where(args["mask"].to(y.device).bool(), value, y)
+        out = row_shaped(given["value"], y).expand_as(y)
+    elif name == "swap":
+        # [row, token, (head,) 1] flags: where they are set, the value of another run
+        out = torch.where(args["mask"].to(y.device).bool(), given["value"], y)
     elif name == "interpolate":  # [row] fractions of the way to a value
-        value = args["value"].to(device=y.device, dtype=dtype)
-        part = args["fraction"].to(device=y.device, dtype=dtype).reshape(-1, *([1] * (y.dim() - 1)))
-        out = y + part * (value - y)
+        part = given["fraction"].reshape(-1, *([1] * (y.dim() - 1)))
+        out = y + part * (given["value"] - y)
     elif name == "contiguous":
         out = y.contiguous()
     elif name == "leaf":  # a server freezes the parameters, so a graph has to begin somewhere
         out = y.detach().clone().requires_grad_(True)
     else:
         raise ValueError(f"unknown operation {name!r}")
-    return out if x.dtype == dtype else out.to(x.dtype)
+    return out.to(x.dtype)
 
 
 def call(x: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
@@ -98,14 +95,13 @@ def call(x: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
 
 def beside(value: Any, x: torch.Tensor) -> Any:
     """Plain data with its tensors on the device of ``x``, those of floats in its dtype."""
-    if isinstance(value, torch.Tensor):
-        floats = value.is_floating_point()
-        return value.to(device=x.device, dtype=x.dtype if floats else value.dtype)
-    if isinstance(value, dict):
-        return {k: beside(v, x) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(beside(v, x) for v in value)
-    return value
+
+    def moved(v: Any) -> Any:
+        if not isinstance(v, torch.Tensor):
+            return v
+        return v.to(device=x.device, dtype=x.dtype if v.is_floating_point() else v.dtype)
+
+    return mapped(value, moved)
 
 
 def row_shaped(vector: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

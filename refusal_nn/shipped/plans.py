@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -98,3 +98,24 @@ class JobAnswer(TypedDict):
     batches: Packed
     check: Packed
     facts: Facts
+
+
+def is_ref(value: Any) -> bool:
+    """Whether a value of a plan is a reference; see :func:`refusal_nn.shipped.walk.bind`."""
+    return isinstance(value, tuple) and len(value) == 6 and value[0] == "ref"
+
+
+def mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Plain data with ``leaf`` of each thing in it that is no container; a reference is one thing."""
+    if isinstance(value, Mapping):
+        return {k: mapped(v, leaf) for k, v in value.items()}
+    if isinstance(value, list | tuple) and not is_ref(value):
+        return type(value)(mapped(v, leaf) for v in value)
+    return leaf(value)
+
+
+def leaves(value: Any) -> list[Any]:
+    """The things in plain data that are no containers."""
+    found: list[Any] = []
+    mapped(value, found.append)
+    return found

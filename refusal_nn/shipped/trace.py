@@ -69,12 +69,9 @@ def generate(
 
 def edit(model: Any, plan: Plan) -> Any:
     """A view of the model that applies a plan at every step of a generation."""
-    if not any(visit["decode"] for visit in plan["visits"]):
-        # an open loop whose later turns wait for nothing would never end
-        with model.edit() as (_tracer, edited):
-            walk(edited, plan)
-        return edited
+    every = any(visit["decode"] for visit in plan["visits"])
     with model.edit() as (_tracer, edited):
-        for step in all_steps():
+        # an open loop whose later turns wait for nothing would never end
+        for step in all_steps() if every else (0,):
             walk(edited, plan, step)
     return edited

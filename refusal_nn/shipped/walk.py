@@ -19,6 +19,7 @@ import torch
 
 from refusal_nn.shipped.operations import apply_at
 from refusal_nn.shipped.parts import first, heads_of, put_first, resolve
+from refusal_nn.shipped.plans import is_ref, mapped
 from refusal_nn.shipped.reductions import reduce
 from refusal_nn.shipped.table import AFTER, WITHIN
 
@@ -40,11 +41,6 @@ def run_plan(model: Any, plan: Plan) -> dict[str, Any]:
     return taken
 
 
-def is_ref(value: Any) -> bool:
-    """Whether a value of a plan is a reference; see :func:`bind`."""
-    return isinstance(value, tuple) and len(value) == 6 and value[0] == "ref"
-
-
 def bind(
     plan: Plan,
     own: list[dict[str, torch.Tensor]],
@@ -57,34 +53,16 @@ def bind(
     rows listed, where given.
     """
 
-    def value(v: Any) -> Any:
-        if not is_ref(v):
-            return v
-        held = (shared if v[1] else own)[v[2]][v[3]]
-        if v[4] is not None:
-            held = held[v[4]]
-        return held if v[5] is None else held[torch.tensor(v[5], device=held.device)]
+    def meant(value: Any) -> Any:
+        if not is_ref(value):
+            return value
+        _, of_job, request, name, layer, rows = value
+        held = (shared if of_job else own)[request][name]
+        if layer is not None:
+            held = held[layer]
+        return held if rows is None else held[torch.tensor(rows, device=held.device)]
 
-    def args(given: dict[str, Any]) -> dict[str, Any]:
-        return {k: value(v) for k, v in given.items()}
-
-    def views(items: list[View]) -> list[View]:
-        return [
-            {
-                **view,
-                "ops": [(name, args(a)) for name, a in view["ops"]],
-                "captures": [(name, args(a)) for name, a in view["captures"]],
-            }
-            for view in items
-        ]
-
-    after = plan["after"]
-    return {
-        **plan,
-        "visits": [{**visit, "views": views(visit["views"])} for visit in plan["visits"]],
-        "logits": views(plan["logits"]),
-        "after": None if after is None else (after[0], args(after[1])),
-    }
+    return mapped(plan, meant)  # type: ignore[no-any-return]
 
 
 def walk(model: Any, plan: Plan, step: int = 0) -> dict[str, Any]:

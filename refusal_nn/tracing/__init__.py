@@ -4,22 +4,27 @@
 most scripts need. A trace of your own can use the interventions and site names too, by calling
 :func:`walk` inside it::
 
-    plan = build_plan(
-        model.arch, interventions, captures, lengths=[n], width=n, padding_side="left"
-    )
-    with model.nnsight.trace(ids):
+    batch = pad([ids], model.pad_token)
+    plan = build_plan(model.arch, interventions, captures, batch=batch)
+    with model.nnsight.trace(batch.inputs()):
         taken = nnsight.save(walk(model.nnsight, plan))
 """
 
 from refusal_nn._renamed import renamed
 from refusal_nn.shipped.walk import walk
-from refusal_nn.tracing._batch import Batch, forward_request, generate_request, pad
+from refusal_nn.tracing._batch import (
+    Batch,
+    Request,
+    Results,
+    forward_request,
+    generate_request,
+    of_rows,
+    pad,
+)
 from refusal_nn.tracing._check import check_requests, judge_check, residual_error, verify
-from refusal_nn.tracing._jobs import Passes
+from refusal_nn.tracing._jobs import Answers, Handle, Passes, Work
 from refusal_nn.tracing._loop import Optimizer, Steps
 from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
-from refusal_nn.tracing._request import Request, Results
-from refusal_nn.tracing._rows import of_rows
 from refusal_nn.tracing._run import (
     capture,
     capture_tokens,
@@ -28,7 +33,6 @@ from refusal_nn.tracing._run import (
     run,
     whole_numbers,
 )
-from refusal_nn.tracing._work import Answers, Handle, Work
 
 __all__ = [
     "Answers",

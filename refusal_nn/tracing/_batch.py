@@ -1,67 +1,55 @@
-"""Prompts to padded batches."""
+"""Prompts to padded batches, and what is asked of one.
+
+A *job* is a list of requests, each one pass or one generation of a batch. Requests of a job run in
+order, and a later one may use what an earlier one *held* (a ``Ref`` in its plan), so that a baseline
+never has to leave the machine it was computed on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from refusal_nn.errors import RequestError
 from refusal_nn.tracing._plan import Capture, Start, build_plan
-from refusal_nn.tracing._request import Request
 
 if TYPE_CHECKING:
     from refusal_nn.interventions import Edit, Intervention
     from refusal_nn.models import Model
+    from refusal_nn.shipped.plans import PlainRequest, Plan
 
 
-GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "use_cache": True,
-    "return_dict_in_generate": False,
-    **dict.fromkeys(
-        (
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "typical_p",
-            "epsilon_cutoff",
-            "eta_cutoff",
-            "repetition_penalty",
-            "encoder_repetition_penalty",
-            "no_repeat_ngram_size",
-            "encoder_no_repeat_ngram_size",
-            "bad_words_ids",
-            "force_words_ids",
-            "constraints",
-            "suppress_tokens",
-            "begin_suppress_tokens",
-            "forced_bos_token_id",
-            "forced_eos_token_id",
-            "exponential_decay_length_penalty",
-            "sequence_bias",
-            "token_healing",
-            "guidance_scale",
-            "penalty_alpha",
-            "dola_layers",
-            "watermarking_config",
-            "prompt_lookup_num_tokens",
-            "assistant_early_exit",
-            "cache_implementation",
-            "min_length",
-            "min_new_tokens",
-            "max_time",
-            "stop_strings",
-        )
-    ),
+NOT_OF_DECODING = {
+    "_from_model_config",
+    "transformers_version",
+    "bos_token_id",
+    "decoder_start_token_id",
+    "max_length",
 }
-"""Plain greedy decoding. Everything is named, because what a caller leaves open ``transformers`` takes
-from the checkpoint's own generation settings, which must not colour a greedy run."""
+"""What ``transformers`` keeps among its generation settings that no greedy run is coloured by."""
+
+
+@cache
+def plain_greedy() -> dict[str, Any]:
+    """Settings of plain greedy decoding.
+
+    Everything is named, because what a caller leaves open ``transformers`` takes from the
+    checkpoint's own generation settings, which must not colour a greedy run.
+    """
+    from transformers import GenerationConfig
+
+    return {
+        **dict.fromkeys(vars(GenerationConfig()).keys() - NOT_OF_DECODING),
+        "do_sample": False,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "use_cache": True,
+        "return_dict_in_generate": False,
+    }
 
 
 @dataclass(frozen=True)
@@ -127,6 +115,73 @@ def pad(rows: Sequence[Sequence[int]], pad_token: int, *, padding_side: str = "l
     return Batch(ids, mask, lengths, padding_side)
 
 
+def of_rows(interventions: Iterable[Intervention], part: slice, n: int) -> list[Intervention]:
+    """The interventions for a batch of a set of ``n`` prompts.
+
+    Parameters
+    ----------
+    interventions : iterable of Intervention
+        For the whole set. An array with a row axis has one row a prompt.
+    part : slice
+        The prompts of the batch.
+    n : int
+        Prompts of the set.
+
+    Raises
+    ------
+    RequestError
+        If an array has another number of rows than there are prompts.
+    """
+    out = []
+    for intervention in interventions:
+        found = {name: getattr(intervention, name) for name in intervention._row_arrays}
+        arrays = {name: array for name, array in found.items() if array.ndim > 1}
+        for name, array in arrays.items():
+            if len(array) != n:
+                raise RequestError(
+                    f"{type(intervention).__name__}: {name} has {len(array)} rows for {n} prompts; "
+                    "give one vector, or one a prompt."
+                )
+        cut = {name: array[part] for name, array in arrays.items()}
+        out.append(replace(intervention, **cut) if cut else intervention)
+    return out
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch.
+
+    Parameters
+    ----------
+    inputs : mapping
+        ``input_ids``, ``attention_mask``, ``position_ids``; tensors ``[row, token]``.
+    plan : Plan
+        From ``build_plan``.
+    options : mapping
+        Arguments of the model's forward or generate.
+    generate : bool
+        Generate instead of one forward pass; the result is then ``{"ids": [row, token]}``, the new
+        tokens.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    plan: Plan
+    options: Mapping[str, Any] = field(default_factory=dict)
+    generate: bool = False
+
+    def plain(self, device: torch.device | None = None) -> PlainRequest:
+        """The form that ships, its inputs on a device."""
+        return {
+            "inputs": {name: x.to(device) for name, x in self.inputs.items()},
+            "plan": self.plan,
+            "options": dict(self.options),
+            "generate": self.generate,
+        }
+
+
+Results = list[dict[str, torch.Tensor]]
+
+
 def forward_request(
     model: Model,
     batch: Batch,
@@ -167,9 +222,7 @@ def forward_request(
         model.arch,
         interventions,
         captures,
-        lengths=batch.lengths,
-        width=batch.width,
-        padding_side=batch.padding_side,
+        batch=batch,
         dtype=model.dtype,
         start=start,
         last_logits_only=last,
@@ -198,16 +251,9 @@ def generate_request(
     """
     if batch.padding_side != "left":
         raise RequestError("generation needs left padding; pad with padding_side='left'.")
-    plan = build_plan(
-        model.arch,
-        interventions,
-        lengths=batch.lengths,
-        width=batch.width,
-        padding_side="left",
-        dtype=model.dtype,
-    )
+    plan = build_plan(model.arch, interventions, batch=batch, dtype=model.dtype)
     options: dict[str, Any] = {
-        **GREEDY,
+        **plain_greedy(),
         "max_new_tokens": max_new_tokens,
         "eos_token_id": model.eos_tokens or None,
         "pad_token_id": model.pad_token,

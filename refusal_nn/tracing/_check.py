@@ -7,9 +7,8 @@ import torch
 from refusal_nn.errors import ModelError
 from refusal_nn.models import Model
 from refusal_nn.shipped.reductions import RESIDUAL_SITES
-from refusal_nn.tracing._batch import forward_request, pad
+from refusal_nn.tracing._batch import Request, forward_request, pad
 from refusal_nn.tracing._plan import Capture
-from refusal_nn.tracing._request import Request
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest allowed error of the residual sum, as a fraction of the largest magnitude at the block."""

@@ -1,21 +1,120 @@
-"""The batches of a stage as requests to a model, and their answers as regions of the stage."""
+"""What one batch asks of a model, handles on what it asked, and the batches of a stage.
+
+A handle stands for a request from the moment it is made: what the request *holds* where it is
+computed can be used by later ones, and what it returns is looked up by it::
+
+    plain = work.forward(batch, [Capture("z", "z", keep=True)])
+    patched = work.forward(batch, [metric], [Edit(3, "z", "set", {"value": plain.held("z", layer=3)})])
+    ...
+    results[patched]["metric"]
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from refusal_nn.models import Model
-from refusal_nn.tracing._request import Request
-from refusal_nn.tracing._work import Answers, Work
+from refusal_nn.tracing._batch import Request, forward_request, generate_request
+from refusal_nn.tracing._plan import Ref
 
 if TYPE_CHECKING:
+    import torch
     import xarray as xr
 
     from refusal_nn.store import JobLedger
 
-    Collect = Callable[[Answers], xr.Dataset]
+    Collect = Callable[["Answers"], xr.Dataset]
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A request that was asked.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the work.
+    shared : bool
+        Whether it is run once a job, for all its batches.
+    """
+
+    number: int
+    shared: bool = False
+
+    def held(
+        self, name: str, *, layer: int | None = None, rows: Sequence[int] | None = None
+    ) -> Ref:
+        """A result that the request holds (``Capture(keep=True)``), for later requests.
+
+        Parameters
+        ----------
+        name : str
+            Name of the capture.
+        layer : int, optional
+            Index along the first axis, of a capture stacked over layers.
+        rows : sequence of int, optional
+            Indices along the row axis that is then first; a row may be named several times.
+        """
+        return Ref(self.number, name, self.shared, layer, rows)
+
+
+P = ParamSpec("P")
+
+
+def _asks(
+    request: Callable[Concatenate[Model, P], Request],
+) -> Callable[Concatenate[Work, P], Handle]:
+    """The method that asks for a request, with the arguments of the function that makes it."""
+
+    @wraps(request)
+    def ask(self: Work, *args: P.args, **options: P.kwargs) -> Handle:
+        self.requests.append(request(self.model, *args, **options))
+        return Handle(len(self.requests) - 1, self.shared)
+
+    return ask
+
+
+@dataclass
+class Work:
+    """The requests of one batch, in the order they were asked.
+
+    ``forward`` asks for a pass, see :func:`forward_request`, and ``generate`` for greedy completions,
+    see :func:`generate_request`, whose result is ``ids``. Both leave out the model.
+
+    Parameters
+    ----------
+    model : Model
+    shared : bool
+        These requests are run once a job, before its batches, for what they hold.
+
+    Attributes
+    ----------
+    requests : list of Request
+    """
+
+    model: Model
+    shared: bool = False
+    requests: list[Request] = field(default_factory=list)
+
+    forward = _asks(forward_request)
+    generate = _asks(generate_request)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the requests of one batch returned, by handle; CPU tensors by name of capture."""
+
+    results: Sequence[Mapping[str, torch.Tensor]]
+
+    def __getitem__(self, handle: Handle) -> Mapping[str, torch.Tensor]:
+        return self.results[handle.number]
+
+    def each(self, handles: Iterable[Handle], name: str) -> Iterator[torch.Tensor]:
+        """One named result of several requests, in order."""
+        return (self[handle][name] for handle in handles)
 
 
 @dataclass(frozen=True)

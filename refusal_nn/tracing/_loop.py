@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refusal_nn.errors import RequestError, TooMuchAtOnceError
-from refusal_nn.shipped.walk import is_ref
-from refusal_nn.tracing._jobs import Passes
+from refusal_nn.shipped.plans import is_ref, leaves
+from refusal_nn.tracing._batch import Request
+from refusal_nn.tracing._jobs import Answers, Passes, Work
 from refusal_nn.tracing._plan import Ref
-from refusal_nn.tracing._request import Request
 from refusal_nn.tracing._run import to_numpy
-from refusal_nn.tracing._work import Answers, Work
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -156,14 +155,16 @@ class _Asked:
         self.collects.append(collect)
 
     def _is_new(self, ref: Ref, begun: int) -> bool:
-        later = self.work.requests[ref.request + 1 :]
+        requests = self.work.requests
         return (
             ref.request >= begun
-            and not ref.shared
-            and ref.layer is None
-            and ref.rows is None
-            and ref.name in self.work.requests[ref.request].plan["held"]
-            and not any(_mentions(r.plan, ref) for r in later)
+            and ref == Ref(ref.request, ref.name)  # whole, and no shared one
+            and ref.name in requests[ref.request].plan["held"]
+            and not any(
+                is_ref(used) and used[1:4] == ref.plain()[1:4]
+                for later in requests[ref.request + 1 :]
+                for used in leaves(later.plan)
+            )
         )
 
     def _requests(self, n: int) -> list[Request]:
@@ -233,25 +234,9 @@ class Optimizer:
 
     def start(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """The state before the first step: ``vector``, and its moments ``first`` and ``second``."""
-        vector = np.asarray(vector)
-        return {
-            "vector": vector,
-            "first": np.zeros_like(vector),
-            "second": np.zeros_like(vector),
-        }
+        zero = np.zeros_like(vector)
+        return {"vector": np.asarray(vector), "first": zero, "second": zero.copy()}
 
     def plain(self) -> dict[str, Any]:
         """The form that ships; see :func:`refusal_nn.shipped.steps.stepped`."""
         return {**asdict(self), "betas": list(self.betas)}
-
-
-def _mentions(value: Any, ref: Ref) -> bool:
-    """Whether a plan uses what a reference stands for."""
-    if isinstance(value, Mapping):
-        return any(_mentions(v, ref) for v in value.values())
-    if is_ref(value):
-        return value[1:4] == (ref.shared, ref.request, ref.name)
-    if isinstance(value, list | tuple):
-        items: Iterable[Any] = value
-        return any(_mentions(v, ref) for v in items)
-    return False

@@ -16,12 +16,12 @@ import torch
 
 from refusal_nn.errors import InterventionError
 from refusal_nn.models.sites import MODEL_SITES
-from refusal_nn.shipped.walk import is_ref
 
 if TYPE_CHECKING:
     from refusal_nn.interventions import Edit, Intervention
     from refusal_nn.models import Architecture, Place
     from refusal_nn.shipped.plans import Plan, View, Visit
+    from refusal_nn.tracing._batch import Batch
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ class Ref:
 
     def plain(self) -> tuple[Any, ...]:
         """The form that ships."""
-        rows = None if self.rows is None else [int(r) for r in self.rows]
-        return ("ref", self.shared, self.request, self.name, self.layer, rows)
+        return ("ref", self.shared, self.request, self.name, self.layer, listed(self.rows))
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,7 @@ def build_plan(
     interventions: Iterable[Intervention | Edit] = (),
     captures: Sequence[Capture] = (),
     *,
-    lengths: Sequence[int],
-    width: int,
-    padding_side: str,
+    batch: Batch,
     dtype: torch.dtype = torch.float32,
     start: Start | None = None,
     last_logits_only: bool = False,
@@ -136,11 +133,8 @@ def build_plan(
     arch : Architecture
     interventions, captures
         What to change and what to take.
-    lengths : sequence of int
-        Unpadded length of each row, in tokens.
-    width : int
-        Padded length.
-    padding_side : {"left", "right"}
+    batch : Batch
+        The rows, see :func:`pad`; of them only how they are padded matters.
     dtype : torch.dtype
         The model's; vectors ship in float64 for a float64 model, in float32 otherwise.
     start : Start, optional
@@ -156,7 +150,7 @@ def build_plan(
     InterventionError
         If something does not fit the model or the batch; nothing has run then.
     """
-    binding = _Binding(lengths, width, padding_side, dtype)
+    binding = _Binding(batch, dtype)
     visits = _Visits(arch)
     if start is not None:
         visits.start(start)
@@ -185,10 +179,9 @@ def build_plan(
         elif isinstance(capture.layers, int):
             layers = [capture.layers]
         else:
-            chosen = list(range(arch.n_layers) if capture.layers is None else capture.layers)
+            layers = chosen = range(arch.n_layers) if capture.layers is None else capture.layers
             # taken in order of layer, stacked in the order asked for
             stacked[capture.name] = np.argsort(np.argsort(chosen, kind="stable")).tolist()
-            layers = chosen
         for layer in layers:
             if layer is not None and not 0 <= layer < arch.n_layers:
                 raise InterventionError(
@@ -201,8 +194,10 @@ def build_plan(
         "logits": logits,
         "stacked": stacked,
         "live": [c.name for c in captures if c.live],
-        "held": [c.name for c in captures if c.keep]
-        + list(after[1].get("keep", ()) if after else ()),
+        "held": [
+            *(c.name for c in captures if c.keep),
+            *(after[1].get("keep", ()) if after else ()),
+        ],
         "gradient": gradient,
         "after": None if after is None else (after[0], shippable(after[1])),
     }
@@ -220,6 +215,11 @@ def shippable(args: Mapping[str, Any]) -> dict[str, Any]:
         return value.plain() if isinstance(value, Ref) else value
 
     return {k: form(v) for k, v in args.items()}
+
+
+def listed(numbers: Sequence[int] | None) -> list[int] | None:
+    """Whole numbers in the form that ships."""
+    return None if numbers is None else [int(n) for n in numbers]
 
 
 def _view(site: str, place: Place | None) -> View:
@@ -337,12 +337,8 @@ class _Visits:
 class _Binding:
     """What turns positions and vectors into tensors for one batch."""
 
-    def __init__(
-        self, lengths: Sequence[int], width: int, padding_side: str, dtype: torch.dtype
-    ) -> None:
-        self.lengths = list(lengths)
-        self.width = width
-        self.left = padding_side == "left"
+    def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
+        self.batch = batch
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.tensors: dict[tuple[tuple[int, ...], bytes], torch.Tensor] = {}
 
@@ -350,13 +346,15 @@ class _Binding:
         """Token indices ``[row, p]`` of positions counted from the end of each prompt."""
         if positions is None:
             return None
+        shortest = min(self.batch.lengths)
         for p in positions:
-            if p >= 0 or -p > min(self.lengths):
+            if p >= 0 or -p > shortest:
                 raise InterventionError(
                     f"position {p} is not inside every prompt: positions are negative, from the end, "
-                    f"and the shortest prompt has {min(self.lengths)} tokens."
+                    f"and the shortest prompt has {shortest} tokens."
                 )
-        ends = [self.width if self.left else n for n in self.lengths]
+        left = self.batch.padding_side == "left"
+        ends = [self.batch.width if left else n for n in self.batch.lengths]
         return torch.tensor([[end + p for p in positions] for end in ends])
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -367,32 +365,30 @@ class _Binding:
         return self.tensors[key]
 
     def edit_args(self, edit: Edit) -> dict[str, Any]:
-        args: dict[str, Any] = {
-            name: value.plain() if isinstance(value, Ref) else self.tensor(value)
-            for name, value in edit.args.items()
-        }
-        for name, value in args.items():
-            if is_ref(value):
+        rows = listed(edit.rows)
+        wanted = len(self.batch.lengths if rows is None else rows)
+        args: dict[str, Any] = {}
+        for name, value in edit.args.items():
+            args[name] = value.plain() if isinstance(value, Ref) else self.tensor(value)
+            if isinstance(value, Ref) or edit.pick is not None:
                 continue
-            rows = len(self.lengths if edit.rows is None else edit.rows)
-            if edit.pick is not None:
-                rows = len(value)
-            if value.dim() > 1 and value.shape[0] not in (1, rows):
+            if value.ndim > 1 and len(value) not in (1, wanted):
                 raise InterventionError(
-                    f"{name} has {value.shape[0]} rows for a batch of {rows}; give one "
-                    "vector, or one a row."
+                    f"{name} has {len(value)} rows for a batch of {wanted}; give one vector, or one a "
+                    "row."
                 )
-        args.update(shippable(edit.plain))
-        args["index"] = self.index(edit.positions)
-        args["heads"] = None if edit.heads is None else list(edit.heads)
-        args["when"] = edit.when
-        if edit.pick is not None:
-            args["pick"] = list(edit.pick)
-        if edit.rows is not None:
-            args["rows"] = list(edit.rows)
-            if args["index"] is not None:
-                args["index"] = args["index"][args["rows"]]
-        return args
+        index = self.index(edit.positions)
+        if index is not None and rows is not None:
+            index = index[rows]
+        return {
+            **args,
+            **shippable(edit.plain),
+            "index": index,
+            "heads": listed(edit.heads),
+            "when": edit.when,
+            "rows": rows,
+            "pick": listed(edit.pick),
+        }
 
     def capture_args(self, capture: Capture, last_logits_only: bool) -> dict[str, Any]:
         args = {"reduce": "live" if capture.live else capture.reduce, **shippable(capture.args)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +11,16 @@ import torch
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import to_json
 from refusal_nn.models import BLOCK_SITES, HEAD_SITES, Model
-from refusal_nn.tracing._batch import forward_request, generate_request, pad
+from refusal_nn.tracing._batch import (
+    Batch,
+    Request,
+    Results,
+    forward_request,
+    generate_request,
+    of_rows,
+    pad,
+)
 from refusal_nn.tracing._plan import Capture
-from refusal_nn.tracing._request import Request, Results
-from refusal_nn.tracing._rows import of_rows
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -102,22 +108,20 @@ def capture(
     where = tuple(
         whole_numbers("positions", model.chat.positions if positions is None else positions)
     )
-    rows = model.chat.tokens(texts_of(prompts))
-    captures = [Capture(site, site, chosen, where) for site in names]
     found = capture_tokens(
         model,
-        rows,
-        captures,
+        model.chat.tokens(texts_of(prompts)),
+        [Capture(site, site, chosen, where) for site in names],
         interventions,
         batch_size=batch_size,
         padding_side=padding_side,
     )
     data = {}
     for site in names:
-        dims: tuple[str, ...] = ("layer", "prompt", "position")
         # with grouped-query attention keys and values have fewer heads than queries
         heads = "kv_head" if site in ("k", "v") else "head"
-        dims += (heads, "d_head") if site in HEAD_SITES else ("d_model",)
+        last = (heads, "d_head") if site in HEAD_SITES else ("d_model",)
+        dims = ("layer", "prompt", "position", *last)
         data[site] = xr.DataArray(found[site], dims=dims).transpose("prompt", ...)
     out = xr.Dataset(data, coords={"layer": chosen, "position": list(where)})
     out = out.assign_coords(
@@ -145,12 +149,8 @@ def capture_tokens(
     The row axis is the second of a capture stacked over layers, else the first. Half precision
     comes back as float32, which numpy has and which holds it exactly.
     """
-    check_batch_size(batch_size)
     parts: dict[str, list[torch.Tensor]] = {}
-    for start in range(0, len(rows), batch_size):
-        part = slice(start, start + batch_size)
-        batch = pad(rows[part], model.pad_token, padding_side=padding_side)
-        edits = of_rows(interventions, part, len(rows))
+    for batch, edits in _batches(model, rows, interventions, batch_size, padding_side):
         request = forward_request(model, batch, captures, edits)
         (out,) = run(model, [request])
         stacked = request.plan["stacked"]
@@ -175,17 +175,29 @@ def generate(
     Interventions act at every step unless they say ``when="prompt"``; a vector with one row a
     prompt gives each prompt its own.
     """
-    check_batch_size(batch_size)
     rows = model.chat.tokens(texts_of(prompts))
     out: list[list[int]] = []
-    for start in range(0, len(rows), batch_size):
-        part = slice(start, start + batch_size)
-        batch = pad(rows[part], model.pad_token)
-        edits = of_rows(interventions, part, len(rows))
+    for batch, edits in _batches(model, rows, interventions, batch_size, "left"):
         request = generate_request(model, batch, edits, max_new_tokens=max_new_tokens)
         (result,) = run(model, [request])
         out += completions(model, result["ids"])
     return out
+
+
+def _batches(
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    interventions: Sequence[Intervention],
+    batch_size: int,
+    padding_side: str,
+) -> Iterator[tuple[Batch, list[Intervention]]]:
+    """Token rows in padded batches, each with the interventions cut to it."""
+    if batch_size < 1:
+        raise RequestError(f"batch size must be at least 1, got {batch_size}.")
+    for start in range(0, len(rows), batch_size):
+        part = slice(start, start + batch_size)
+        batch = pad(rows[part], model.pad_token, padding_side=padding_side)
+        yield batch, of_rows(interventions, part, len(rows))
 
 
 def completions(model: Model, ids: torch.Tensor) -> list[list[int]]:
@@ -236,9 +248,3 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
     return tensor.numpy()
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch size below 1."""
-    if batch_size < 1:
-        raise RequestError(f"batch size must be at least 1, got {batch_size}.")

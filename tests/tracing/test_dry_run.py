@@ -156,9 +156,7 @@ def test_a_trace_of_ones_own_can_use_interventions_and_site_names(where):
         model.arch,
         [DirectionalAblation(R)],
         [Capture("z", "z", 1, (-1,))],
-        lengths=[len(row)],
-        width=len(row),
-        padding_side="left",
+        batch=pad([row], 0),
     )
     options = {"backend": DryRun(model)} if where == "dry-run" else {}
     inner = model.nnsight

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from refusal_nn.backends._elsewhere import Elsewhere
-from refusal_nn.backends._limits import Limits
 from refusal_nn.backends._payload import Batches, digest_of
 from refusal_nn.backends._process import Preflight
+from refusal_nn.backends._size import Limits
 from refusal_nn.backends.ndif._deployments import (
     check_other_deployments,
     find_deployment,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from refusal_nn.backends._payload import Job, Packing
+from refusal_nn.backends._payload import Batches, Job
 from refusal_nn.backends.ndif._errors import TooMuchError, failure_of
 from refusal_nn.backends.ndif._service import Answer, TooLargeError, UnansweredError
 from refusal_nn.errors import (
@@ -44,18 +46,30 @@ class UnderWay:
     ----------
     inherited : bool
         Submitted by an earlier process.
-    last : sequence of str
-        Status and message it had when an earlier process heard nothing more of it; empty if none
+    last : list of str or None
+        Status and message it had when an earlier process heard nothing more of it; None if none
         gave it up.
+    heard : list of str
+        Status and message that it has.
     """
 
     id: str
     job: Job
     attempt: int = 1
     inherited: bool = False
-    last: Sequence[str] = ()
-    status: str = "SUBMITTED"
-    message: str = ""
+    last: list[str] | None = None
+    heard: list[str] = field(default_factory=lambda: ["SUBMITTED", ""])
+
+    def stuck(self, answer: Answer | None) -> bool:
+        """Whether a job that an earlier process waited for in vain is still as that process left it.
+
+        One that runs may take long: it is waited for once more.
+        """
+        if self.last is None or answer is None:
+            return self.last is not None
+        if [answer.status, answer.message] != self.last or answer.status == "RUNNING":
+            self.last = None
+        return self.last is not None
 
 
 class Jobs:
@@ -64,18 +78,19 @@ class Jobs:
     Parameters
     ----------
     model : Model
-    work : Packing
+    work : Batches
         What the jobs are made of.
     ledger : JobLedger
     """
 
-    def __init__(self, model: Model, work: Packing, ledger: JobLedger) -> None:
+    def __init__(self, model: Model, work: Batches, ledger: JobLedger) -> None:
         self.model = model
         self.backend = cast("Ndif", model.backend)
         self.work = work
         self.ledger = ledger
         self.under_way: list[UnderWay] = []
         self.wanted: set[int] = set()
+        self.lost: set[int] = set()  # batches that are in no job any more
         self.again: list[tuple[Job, int]] = []  # jobs that failed, and which attempt is the next
         self.unread: set[int] = set()  # batches of which a result was there and of no use
         self.most: int | None = None  # batches a job, after one was too large
@@ -103,29 +118,25 @@ class Jobs:
                 "collected; pass detach=False, or keep the work as a run."
             )
         self.wanted = set(indices)
-        todo = self._inherit()
-        yield from self._collect(todo)
-        source = self.work.jobs(sorted(todo))
-        upcoming = self._next(source)
-        while self.under_way or upcoming is not None:
-            free = True
-            while upcoming is not None and (detach or self._room()):
-                free = self._submit(*upcoming)
-                if not free:
-                    break
-                upcoming = self._next(source)
-            lost: set[int] = set()
-            yield from self._collect(lost)
-            if lost:
-                source = itertools.chain(source, self.work.jobs(sorted(lost)))
+        self.lost = self._inherit()
+        source: Iterator[Job] = iter(())
+        upcoming, free = None, True
+        while True:
+            yield from self._collect()
+            if self.lost:
+                source = itertools.chain(source, self.work.jobs(sorted(self.lost)))
+                self.lost = set()
             upcoming = upcoming or self._next(source)
             if upcoming is None and not self.under_way:
                 return
-            if upcoming is not None and free and (detach or self._room()):
-                continue
-            if detach and upcoming is None:
-                raise Detached(self._host, {work.id: work.status for work in self.under_way})
-            self._pause()
+            if upcoming is None or not free or not (detach or self._room()):
+                if detach and upcoming is None:
+                    raise Detached(self._host, {work.id: work.heard[0] for work in self.under_way})
+                self._pause()
+            free = True
+            while upcoming is not None and free and (detach or self._room()):
+                free = self._submit(*upcoming)
+                upcoming = self._next(source) if free else upcoming
 
     def _next(self, source: Iterator[Job]) -> tuple[Job, int] | None:
         """The next job to submit and which attempt it is; those that failed come first."""
@@ -170,7 +181,7 @@ class Jobs:
                 )
             todo -= set(batches)
             job = self.work.job(batches)
-            last = entry.get("last", ("", "")) if entry.get("silent") else ()
+            last = entry.get("last", ["", ""]) if entry.get("silent") else None
             self.under_way.append(UnderWay(entry["id"], job, inherited=True, last=last))
         return todo
 
@@ -192,7 +203,7 @@ class Jobs:
         blob, service = self.sealed[1], self.backend.service
         env = self.model.nnsight._remoteable_get_env()
         try:
-            name = self._in_time(lambda: service.submit(blob, self.backend.key, env, True))
+            name = self._in_time(partial(service.submit, blob, self.backend.key, env, True))
         except UnansweredError as error:
             said = str(error).partition("; ")[0].rstrip(".")
             raise self._kept(
@@ -207,10 +218,7 @@ class Jobs:
                 raise
             return True
         except UnavailableError as error:
-            if self._silent():
-                raise self._kept(error) from error
-            self._tell(f"retrying: {error}")
-            self.backend.retried += 1
+            self._bear(error)
             self.not_before = time.monotonic() + self._backoff(self.refused)
             self.refused += 1
             return False
@@ -221,38 +229,30 @@ class Jobs:
         self._tell()
         return True
 
-    def _collect(self, lost: set[int]) -> Iterator[tuple[int, Any]]:
-        """One round of questions: yield what is done, submit again what failed for now.
-
-        Batches of inherited jobs that the server lost are added to ``lost``.
-        """
-        service = self.backend.service
+    def _collect(self) -> Iterator[tuple[int, Any]]:
+        """One round of questions: yield what is done, submit again what failed for now."""
         for work in list(self.under_way):
-            answer = self._patiently(lambda: service.ask(work.id))  # noqa: B023 - called at once
+            answer = self._patiently(partial(self.backend.service.ask, work.id))
             # a place in the queue is told in the message
-            if answer is not None and (answer.status, answer.message) != (
-                work.status,
-                work.message,
-            ):
-                work.status, work.message = answer.status, answer.message
+            if answer is not None and [answer.status, answer.message] != work.heard:
+                work.heard = [answer.status, answer.message]
                 self.news = time.monotonic()
                 self._tell()
-            if answer is None or answer.state == "running":
-                if _given_up(work, answer) or (work.inherited and self._silent()):
-                    self.under_way.remove(work)
-                    self._give_up(work, "lost", lost)
-                continue
-            self.under_way.remove(work)
-            if answer.state == "failed":
-                self._failed(work, answer, lost)
-            else:
-                yield from self._finish(work, answer, lost)
+            if answer is not None and answer.state != "running":
+                self.under_way.remove(work)
+                if answer.state == "failed":
+                    self._failed(work, answer)
+                else:
+                    yield from self._finish(work, answer)
+            elif work.stuck(answer) or (work.inherited and self._silent()):
+                self.under_way.remove(work)
+                self._give_up(work, "lost")
 
-    def _finish(self, work: UnderWay, answer: Answer, lost: set[int]) -> Iterator[tuple[int, Any]]:
+    def _finish(self, work: UnderWay, answer: Answer) -> Iterator[tuple[int, Any]]:
         service, before = self.backend.service, self.backend.service.received
         batches = work.job.batches
         try:
-            content = self._patiently(lambda: service.download(answer.url))
+            content = self._patiently(partial(service.download, answer.url))
         except UnavailableError:
             raise
         except BackendError as error:  # a server keeps results for an hour or so
@@ -262,7 +262,7 @@ class Jobs:
                     f"result out: {error} Check that store's address, clock and permissions."
                     f"{self._way_back()}"
                 ) from error
-            self._give_up(work, "gone", lost)
+            self._give_up(work, "gone")
             return
         self.news = time.monotonic()
         try:
@@ -275,7 +275,7 @@ class Jobs:
             raise
         except Exception as error:  # bytes that are no result may break anything that reads them
             again = self.unread & set(batches)
-            self._give_up(work, "gone", lost)
+            self._give_up(work, "gone")
             if again:
                 raise BackendError(
                     f"the result of job {work.id} at {self._host} cannot be read, nor could the one "
@@ -292,14 +292,14 @@ class Jobs:
         # after the last result is written: until then the job is asked for again
         self.ledger.ended(work.id, "done", received=service.received - before)
 
-    def _failed(self, work: UnderWay, answer: Answer, lost: set[int]) -> None:
+    def _failed(self, work: UnderWay, answer: Answer) -> None:
         """Raise, or send the batches again where that may help."""
         error = failure_of(self.backend, answer.message)
         self.ledger.ended(work.id, "failed", reason=str(error))
         if isinstance(error, TooMuchError) and self._smaller(work.job):
             return
         if work.inherited:  # judge it by an attempt of our own
-            lost.update(b for b in work.job.batches if b in self.wanted)
+            self.lost |= self.wanted.intersection(work.job.batches)
             return
         if not isinstance(error, UnavailableError) or work.attempt > self.backend.limits.retries:
             raise error
@@ -307,9 +307,9 @@ class Jobs:
         self.not_before = time.monotonic() + self._backoff(work.attempt - 1)
         self.again.append((work.job, work.attempt + 1))
 
-    def _give_up(self, work: UnderWay, state: str, lost: set[int]) -> None:
+    def _give_up(self, work: UnderWay, state: str) -> None:
         self.ledger.ended(work.id, state)
-        lost.update(b for b in work.job.batches if b in self.wanted)
+        self.lost |= self.wanted.intersection(work.job.batches)
         self.news = time.monotonic()
 
     def _patiently(self, action: Callable[[], T]) -> T:
@@ -318,12 +318,16 @@ class Jobs:
             try:
                 return self._in_time(action)
             except UnavailableError as error:
-                if self._silent():
-                    raise self._kept(error) from error
-                self._tell(f"retrying: {error}")
-                self.backend.retried += 1
+                self._bear(error)
                 time.sleep(min(self._backoff(attempt), self._left()))
         raise AssertionError("unreachable")
+
+    def _bear(self, error: UnavailableError) -> None:
+        """Note what fails for now; after the deadline, raise it."""
+        if self._silent():
+            raise self._kept(error) from error
+        self._tell(f"retrying: {error}")
+        self.backend.retried += 1
 
     def _in_time(self, action: Callable[[], T]) -> T:
         """Do something at the server that ends at the deadline."""
@@ -354,10 +358,10 @@ class Jobs:
         own = [work for work in self.under_way if not work.inherited]
         if self._silent() and own:
             for work in own:  # the next attempt looks whether they moved
-                self.ledger.note(work.id, silent=True, last=[work.status, work.message])
+                self.ledger.note(work.id, silent=True, last=work.heard)
             raise BackendError(
                 f"no news of {_count(self.under_way)} at {self._host} for {_span(quiet)} (last state: "
-                f"{', '.join(sorted({w.status for w in self.under_way}))}); look at the server with "
+                f"{', '.join(sorted({w.heard[0] for w in self.under_way}))}); look at the server with "
                 f"`refusal-nn remote status`.{self._way_back()}"
             )
         self._tell()
@@ -387,30 +391,12 @@ class Jobs:
     def _tell(self, more: str = "") -> None:
         if self.backend.notify is None:
             return
-        counts: dict[str, int] = {}
-        for work in self.under_way:
-            counts[work.status.lower()] = counts.get(work.status.lower(), 0) + 1
+        counts = Counter(work.heard[0].lower() for work in self.under_way)
         states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
         line = "; ".join(part for part in (f"{self._host}: {states or 'no jobs'}", more) if part)
         if line != self.told:
             self.told = line
             self.backend.notify(line)
-
-
-def _given_up(work: UnderWay, answer: Answer | None) -> bool:
-    """Whether a job that an earlier process waited for in vain is still as that process left it.
-
-    One that runs may take long: it is waited for once more.
-    """
-    if not work.last:
-        return False
-    if answer is None:
-        return True
-    moved = [answer.status, answer.message] != list(work.last)
-    if moved or answer.status == "RUNNING":
-        work.last = ()
-        return False
-    return True
 
 
 def _count(jobs: Sequence[Any]) -> str:

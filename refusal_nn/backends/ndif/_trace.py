@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from nnsight.tracing.backend import Backend
 from nnsight.tracing.tracer import save
 from nnsight.tracing.util import push
 
-from refusal_nn.backends._payload import Job, compress, decompress
+from refusal_nn.backends._payload import Batches, Job, decompress
 from refusal_nn.backends._process import Preflight, serialise
 from refusal_nn.backends.ndif._backend import Ndif
 from refusal_nn.backends.ndif._queue import Jobs
@@ -84,30 +82,23 @@ class Remote(Backend):  # type: ignore[misc]
         push(tracer.info.frame, saved)
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(Batches):
     """One serialised block that is somebody else's; its answer is the bytes that come back."""
 
-    sent: bytes
+    def __init__(self, model: Model, sent: bytes) -> None:
+        super().__init__(model, lambda _: ())
+        self.sent = sent
 
-    def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
-        """The one job."""
-        yield self.job(batches)
+    def block(self, job: Job) -> bytes:
+        """The block as it was given."""
+        return self.sent
 
-    def job(self, batches: Sequence[int]) -> Job:
-        """The one job."""
-        return Job(tuple(batches))
-
-    def blob(self, job: Job) -> bytes:
-        """The compressed block."""
-        return compress(self.sent)
-
-    def answers(self, job: Job, content: bytes) -> list[bytes]:
+    def answers(self, job: Job, content: bytes) -> list[Any]:
         """The bytes of what it saved."""
         return [decompress(content)]
 
 
 def send(model: Model, block: bytes) -> bytes:
     """Run one serialised block and wait; the bytes of what it saved."""
-    ((_, answer),) = Jobs(model, Block(block), JobLedger()).answers([0], detach=False)
+    ((_, answer),) = Jobs(model, Block(model, block), JobLedger()).answers([0], detach=False)
     return answer  # type: ignore[no-any-return]
