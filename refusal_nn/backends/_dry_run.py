@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from refusal_nn.backends._elsewhere import Elsewhere
 from refusal_nn.backends._payload import Batches
@@ -12,7 +12,6 @@ from refusal_nn.backends._size import Limits
 from refusal_nn.models import Loading, Model
 from refusal_nn.models._load import load_here
 from refusal_nn.store import JobLedger
-from refusal_nn.tracing import Request, Results
 
 if TYPE_CHECKING:
     from refusal_nn.shipped.plans import Facts
@@ -32,23 +31,12 @@ class DryRunBackend(Elsewhere):
         """A model with its weights."""
         return load_here(asked, cls())
 
-    def run(self, model: Model, requests: Sequence[Request]) -> Results:
-        """Run requests as one job."""
-        ((_, answer),) = self.stream(model, [0], lambda _: requests, (), JobLedger())
-        return answer
-
-    def stream(
-        self,
-        model: Model,
-        indices: Sequence[int],
-        asked: Callable[[int], Sequence[Request]],
-        shared: Sequence[Request],
-        ledger: JobLedger,
-    ) -> Iterator[tuple[int, Results]]:
-        """Results of the batches of a stage, job by job."""
-        work = Batches(model, asked, shared)
+    def collect(
+        self, work: Batches, indices: Sequence[int], ledger: JobLedger, *, wait: bool = False
+    ) -> Iterator[tuple[int, Any]]:
+        """The answers of batches, job by job."""
         for job in work.jobs(indices):
-            saved = worker_of(model, weights=True).ask(work.block(job))
+            saved = worker_of(work.model, weights=True).ask(work.block(job))
             yield from zip(job.batches, work.results(saved["answer"]), strict=True)
 
     def preflight(self, model: Model, block: bytes) -> None:

@@ -12,19 +12,19 @@ from cloudpickle.cloudpickle import (  # type: ignore[import-untyped]
     list_registry_pickle_by_value,
 )
 
-from refusal_nn.backends._elsewhere import elsewhere
 from refusal_nn.errors import PreflightError
 from refusal_nn.interventions._source import INSTALLED, callees, named_values, qualified
 from refusal_nn.models import Model
+from refusal_nn.shipped.plans import leaves
 from refusal_nn.tracing import Request
 
 if TYPE_CHECKING:
-    from refusal_nn.shipped.plans import Plan
+    from refusal_nn.backends._elsewhere import Elsewhere
 
 _checked: weakref.WeakKeyDictionary[Model, set[FunctionType]] = weakref.WeakKeyDictionary()
 
 
-def check_job(model: Model, requests: Iterable[Request], block: bytes) -> None:
+def check_job(there: Elsewhere, model: Model, requests: Iterable[Request], block: bytes) -> None:
     """Check the user's functions that requests call, and that the job can be read elsewhere.
 
     Functions are checked once a model, and the job where it is the model's first in this process or
@@ -32,8 +32,9 @@ def check_job(model: Model, requests: Iterable[Request], block: bytes) -> None:
 
     Parameters
     ----------
+    there : Elsewhere
+        Where the job will run.
     model : Model
-        One whose jobs run elsewhere.
     requests : iterable of Request
     block : bytes
         The serialised job.
@@ -45,8 +46,8 @@ def check_job(model: Model, requests: Iterable[Request], block: bytes) -> None:
         cannot be read.
     """
     checked = _checked.get(model, set())
-    found = {f for request in requests for f in _called(request.plan)} - checked
-    there = elsewhere(model)
+    named = [value for request in requests for value in leaves(request.plan)]
+    found = {value for value in named if isinstance(value, FunctionType)} - checked
     for function in sorted(found, key=qualified):
         if any(isinstance(v, Model) for one in callees(function) for v in named_values(one)):
             raise PreflightError(
@@ -65,31 +66,19 @@ def check_job(model: Model, requests: Iterable[Request], block: bytes) -> None:
     _checked[model] = checked | found
 
 
-def _called(plan: Plan) -> Iterable[FunctionType]:
-    for visit in plan["visits"]:
-        for view in visit["views"]:
-            for name, args in view["ops"]:
-                if name == "call":
-                    yield args["function"]
-
-
 def _not_travelling(function: FunctionType) -> tuple[set[str], set[str]]:
     """Modules that do not travel: those a function's code is from, and those it names."""
-    own: set[str] = set()
-    named: set[str] = set()
-    for one in callees(function):
-        own.add(one.__module__)
-        for value in named_values(one):
-            name = value.__name__ if isinstance(value, ModuleType) else _module_of(value)
-            if name:
-                named.add(name)
-    return {name for name in own if not _travels(name)}, {n for n in named if not _travels(n)}
+    reached = callees(function)
+    own = {one.__module__ for one in reached}
+    named = {_module_of(value) for one in reached for value in named_values(one)} - {""}
+    return {n for n in own if not _travels(n)}, {n for n in named if not _travels(n)}
 
 
 def _module_of(value: Any) -> str:
-    if not isinstance(value, type) and not callable(value):
-        return ""
-    name = getattr(value, "__module__", None)
+    """The name of a module, or of the one that a class or function is from."""
+    name = getattr(value, "__module__", None) if callable(value) else None
+    if isinstance(value, ModuleType):
+        name = value.__name__
     return name if isinstance(name, str) else ""
 
 

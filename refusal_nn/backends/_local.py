@@ -11,7 +11,7 @@ import torch
 from refusal_nn.errors import BackendError, RefusalNNError
 from refusal_nn.models import Backend, Loading, Model
 from refusal_nn.models._load import load_here
-from refusal_nn.shipped.job import run_batch, run_request
+from refusal_nn.shipped.job import hold, run_batch
 from refusal_nn.store import JobLedger
 from refusal_nn.tracing import Request, Results, judge_check, residual_error
 
@@ -46,11 +46,8 @@ class Local(Backend):
     ) -> Iterator[tuple[int, Results]]:
         """Results of the batches of a stage, one at a time."""
         self.prepare(model)
-        held: list[dict[str, torch.Tensor]] = []
         with _said(model, shared):
-            for request in shared:
-                plain = request.plain(model.device)
-                held.append(run_request(model.nnsight, plain, held, held)[1])
+            held = hold(model.nnsight, [r.plain(model.device) for r in shared])
         for i in indices:
             requests = asked(i)
             with _said(model, requests):

@@ -6,14 +6,13 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import nnsight
 import torch
 import zstandard
 from nnsight.tracing.backend import Backend
 
-from refusal_nn.backends._elsewhere import elsewhere
 from refusal_nn.backends._functions import check_job
 from refusal_nn.backends._process import serialise
 from refusal_nn.backends._size import size_of
@@ -23,6 +22,7 @@ from refusal_nn.shipped.plans import mapped
 from refusal_nn.tracing import Request, Results, check_requests, judge_check
 
 if TYPE_CHECKING:
+    from refusal_nn.backends._elsewhere import Elsewhere
     from refusal_nn.shipped.plans import JobAnswer, JobContent, PlainRequest
 
 
@@ -51,9 +51,13 @@ class Batches:
     requests: Callable[[int], Sequence[Request]]
     shared: Sequence[Request] = ()
 
+    @property
+    def there(self) -> Elsewhere:
+        """The backend that the jobs are for."""
+        return cast("Elsewhere", self.model.backend)
+
     def jobs(self, batches: Sequence[int]) -> Iterator[Job]:
         """Batches in order, as many to a job as the limits allow, at least one."""
-        limits = elsewhere(self.model).limits
         total = base = size_of(self.model, self.shared)
         taken: list[int] = []
         parts: list[Sequence[Request]] = []
@@ -61,7 +65,7 @@ class Batches:
             part = self.requests(i)
             size = size_of(self.model, part)
             total += size
-            if taken and not total.within(limits):
+            if taken and not total.within(self.there.limits):
                 yield Job(tuple(taken), tuple(parts))
                 taken, parts, total = [], [], base + size
             taken.append(i)
@@ -98,7 +102,7 @@ class Batches:
         with model.lock, network.session(backend=backend):
             answer = nnsight.save(run_job(network, content))  # noqa: F841 - the name it comes back by
         asked = [*self.shared, *(request for part in job.requests for request in part)]
-        check_job(model, asked, backend.block)
+        check_job(self.there, model, asked, backend.block)
         return backend.block
 
     def blob(self, job: Job) -> bytes:
@@ -114,7 +118,7 @@ class Batches:
             If the answer shows that the model there is not the one that is meant, or does not fit its
             map.
         """
-        elsewhere(self.model).check_facts(self.model, answer["facts"])
+        self.there.check_facts(self.model, answer["facts"])
         for results in unpack(answer["check"]):
             if results and not self.model.verified:
                 judge_check(self.model, results[0]["error"])

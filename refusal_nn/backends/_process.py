@@ -81,18 +81,17 @@ class Worker:
             If the job could not be read or failed there.
         """
         stdin, stdout = self.process.stdin, self.process.stdout
-        if stdin is None or stdout is None:
-            raise BackendError("the dry-run process has no pipes; start it again.")
+        assert stdin is not None
+        assert stdout is not None
         late = threading.Event()
 
         def end() -> None:  # what waits at the pipes then sees them end
             late.set()
             self.process.kill()
 
+        clock = threading.Timer(threading.TIMEOUT_MAX if within is None else within, end)
         with self.lock:
-            clock = threading.Timer(within, end) if within is not None else None
-            if clock is not None:
-                clock.start()
+            clock.start()
             try:
                 stdin.write(struct.pack("<Q", len(blob)) + blob)
                 stdin.flush()
@@ -101,8 +100,7 @@ class Worker:
             except (BrokenPipeError, ValueError):  # or closed: it had ended before
                 reply = b""
             finally:
-                if clock is not None:
-                    clock.cancel()
+                clock.cancel()
         if not reply:
             code = self.process.wait()
             if late.is_set():
@@ -123,16 +121,11 @@ class Worker:
     def close(self) -> None:
         """End the process and remove its files."""
         atexit.unregister(self.close)
-        if self.process.poll() is None:
+        # of a job that it did not read to the end
+        with contextlib.suppress(BrokenPipeError), self.process:
             self.process.kill()
-            self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # of a job it did not read to the end
-                    pipe.close()
         if self._folder is not None:
             self._folder.cleanup()
-            self._folder = None
 
 
 class DryRun(Backend):  # type: ignore[misc]

@@ -157,13 +157,10 @@ def gradients(
 def clean_parts(taken: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
     """What the clean run's writers give: the last step's rows of the live captures."""
     prompts = args["mask"].shape[0]
-    z = [x[-prompts:].detach() for x in taken["z"]]
+    heads = args["places"][0]["writer"]["heads"]
     return {
         "input": taken["resid_pre"][0][-prompts:].detach(),
-        "z": [
-            x.unflatten(-1, (place["writer"]["heads"], -1))
-            for x, place in zip(z, args["places"], strict=True)
-        ],
+        "z": [x[-prompts:].detach().unflatten(-1, (heads, -1)) for x in taken["z"]],
         "mlp": [x[-prompts:].detach() for x in taken["mlp_out"]],
     }
 

@@ -93,16 +93,12 @@ def walk(model: Any, plan: Plan, step: int = 0) -> dict[str, Any]:
         if visit["io"] == "skip":
             module.skip(module.input)
             continue
-        raw = module.input if visit["io"] == "input" else module.output
-        whole = first(raw)
-        before = whole
+        raw = getattr(module, visit["io"])
+        whole = before = first(raw)
         for view in visit["views"]:
             whole = visit_view(whole, view, state, taken, step)
         if whole is not before:
-            if visit["io"] == "input":
-                module.input = whole
-            else:
-                module.output = put_first(raw, whole)
+            setattr(module, visit["io"], put_first(raw, whole))
     if plan["logits"]:
         logits = model.output.logits
         for view in plan["logits"]:

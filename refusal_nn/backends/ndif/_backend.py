@@ -29,7 +29,6 @@ from refusal_nn.models import DTYPES, EMBEDDED, Loading, Model, build_architectu
 from refusal_nn.models._catalogue import ON_SERVERS
 from refusal_nn.models._hashes import weights_hash
 from refusal_nn.store import JobLedger
-from refusal_nn.tracing import Request, Results
 
 if TYPE_CHECKING:
     from refusal_nn.shipped.plans import Facts
@@ -113,7 +112,7 @@ class Ndif(Elsewhere):
         )
         found = find_deployment(deployments, key)
         if found is None:
-            check_other_deployments(deployments, repo, key, revision)
+            check_other_deployments(deployments, repo, revision)
         module = nn_model._module
         runs_in = DTYPES.get(str((found or {}).get("dtype")))
         if asked.dtype is not None and runs_in is not None and asked.dtype != runs_in:
@@ -148,23 +147,11 @@ class Ndif(Elsewhere):
         model.weights_hash = weights_hash(source, model.revision)
         return model
 
-    def run(self, model: Model, requests: Sequence[Request]) -> Results:
-        """Run requests as one job and wait for it."""
-        jobs = Jobs(model, Batches(model, lambda _: requests), JobLedger())
-        ((_, answer),) = jobs.answers([0], detach=False)
-        return answer  # type: ignore[no-any-return]
-
-    def stream(
-        self,
-        model: Model,
-        indices: Sequence[int],
-        asked: Callable[[int], Sequence[Request]],
-        shared: Sequence[Request],
-        ledger: JobLedger,
-    ) -> Iterator[tuple[int, Results]]:
-        """Results of the batches of a stage, as they come."""
-        jobs = Jobs(model, Batches(model, asked, shared), ledger)
-        yield from jobs.answers(indices, detach=self.detach)
+    def collect(
+        self, work: Batches, indices: Sequence[int], ledger: JobLedger, *, wait: bool = False
+    ) -> Iterator[tuple[int, Any]]:
+        """The answers of batches, as they come; where jobs are left alone, those that are there."""
+        return Jobs(work.model, work, ledger).answers(indices, detach=self.detach and not wait)
 
     def learn_dtype(self, model: Model) -> None:
         """Have a model deployed that is not yet, by an empty job, to know what dtype it runs in there.

@@ -10,6 +10,8 @@ from refusal_nn.errors import ModelError
 from refusal_nn.store import versions
 
 TASK = "text-generation"
+LEVELS = {"HOT": "on its device", "WARM": "parked in memory"}
+"""Where a model can be that is deployed, the readiest first; at other levels it is not."""
 
 
 def model_key(repo: str, revision: str | None, *, trust_remote_code: bool = False) -> str:
@@ -41,35 +43,31 @@ def key_at(
     def key(name: str | None) -> str:
         return model_key(repo, name, trust_remote_code=trust_remote_code)
 
-    def there(name: str | None) -> bool:
-        return find_deployment(deployments, key(name)) is not None
-
     names = (revision, None, "main") if revision in (None, "main") else (revision,)
-    for name in names:
-        if there(name):
-            return key(name), False
+    others: list[str | None] = []
     if commit and revision and commit == revision.lower():
-        others = {d.get("revision") for d in deployments.values() if d.get("repo_id") == repo}
-        for name in (None, "main", *sorted(str(o) for o in others - {None, "main"})):
-            if there(name):
-                return key(name), True
+        there = {d.get("revision") for d in deployments.values() if d.get("repo_id") == repo}
+        others = [None, "main", *sorted(str(name) for name in there - {None, "main"})]
+    for name in (*names, *others):
+        if find_deployment(deployments, key(name)) is not None:
+            return key(name), name not in names
     return key(revision), False
 
 
 def find_deployment(
-    deployments: Mapping[str, Mapping[str, Any]], key: str
+    deployments: Mapping[str, Mapping[str, Any]], key: str | None
 ) -> dict[str, Any] | None:
     """The deployment of a model key, of several replicas the readiest."""
-    rank = {"HOT": 0, "WARM": 1}
+
+    def rank(d: Mapping[str, Any]) -> tuple[int, bool]:
+        return list(LEVELS).index(d["deployment_level"]), d.get("application_state") != "RUNNING"
+
     replicas = [
         dict(d)
         for d in deployments.values()
-        if d.get("model_key") == key and d.get("deployment_level") in rank
+        if d.get("model_key") == key and d.get("deployment_level") in LEVELS
     ]
-    replicas.sort(
-        key=lambda d: (rank[d["deployment_level"]], d.get("application_state") != "RUNNING")
-    )
-    return replicas[0] if replicas else None
+    return min(replicas, key=rank, default=None)
 
 
 def deployed(deployments: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -81,25 +79,22 @@ def deployed(deployments: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
         ``repository``, ``revision``, ``task``, ``dtype``, ``level`` (``hot``: on its device, ``warm``:
         parked in memory), ``state`` and the number of ``replicas``.
     """
-    keys = {
-        str(d.get("model_key")): None
-        for d in deployments.values()
-        if d.get("deployment_level") in ("HOT", "WARM")
-    }
     found = []
-    for key in keys:
-        best = find_deployment(deployments, key) or {}
-        found.append(
-            {
-                "repository": best.get("repo_id"),
-                "revision": best.get("revision") or "main",
-                "task": best.get("task"),
-                "dtype": best.get("dtype"),
-                "level": str(best.get("deployment_level")).lower(),
-                "state": str(best.get("application_state")).lower(),
-                "replicas": sum(d.get("model_key") == key for d in deployments.values()),
-            }
-        )
+    keys = [d.get("model_key") for d in deployments.values()]
+    for key in dict.fromkeys(keys):
+        best = find_deployment(deployments, key)
+        if best is not None:
+            found.append(
+                {
+                    "repository": best.get("repo_id"),
+                    "revision": best.get("revision") or "main",
+                    "task": best.get("task"),
+                    "dtype": best.get("dtype"),
+                    "level": str(best.get("deployment_level")).lower(),
+                    "state": str(best.get("application_state")).lower(),
+                    "replicas": keys.count(key),
+                }
+            )
     return found
 
 
@@ -122,22 +117,19 @@ def compare_versions(server: Mapping[str, str]) -> list[dict[str, str | None]]:
 
 
 def state_of(deployment: Mapping[str, Any]) -> str:
-    level = {"HOT": "on its device", "WARM": "parked in memory"}[deployment["deployment_level"]]
+    level = LEVELS[deployment["deployment_level"]]
     state = str(deployment.get("application_state", "UNKNOWN")).lower()
     return f"{state}, {level}, {deployment.get('dtype', 'dtype unknown')}"
 
 
 def check_other_deployments(
-    deployments: Mapping[str, Mapping[str, Any]], repo: str, key: str, revision: str | None
+    deployments: Mapping[str, Mapping[str, Any]], repo: str, revision: str | None
 ) -> None:
     """Refuse to ask for a second copy of a model that is deployed under another revision."""
     others = {
-        str(d.get("revision") or "main")
-        for d in deployments.values()
-        if d.get("repo_id") == repo
-        and d.get("task") == TASK
-        and d.get("deployment_level") in ("HOT", "WARM")
-        and d.get("model_key") != key
+        str(d["revision"])
+        for d in deployed(deployments)
+        if d["repository"] == repo and d["task"] == TASK
     } - {revision or "main"}
     if others:
         there = ", ".join(sorted(others))

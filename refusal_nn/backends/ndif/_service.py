@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -92,7 +93,6 @@ class Service:
     until: float | None = field(default=None, repr=False)
     sent: int = 0
     received: int = 0
-    _http: httpx.Client | None = field(default=None, repr=False)
 
     @classmethod
     def connect(cls, host: str | None = None, *, deadline: float = 1800.0) -> Service:
@@ -243,20 +243,20 @@ class Service:
         """``text`` without the access key."""
         return text.replace(self.key, "***") if self.key else text
 
+    @cached_property
     def _client(self) -> httpx.Client:
-        if self._http is None:
-            self._http = _client_for(self.host)
-            weakref.finalize(self, self._http.close)
-        return self._http
+        client = _client_for(self.host)
+        weakref.finalize(self, client.close)
+        return client
 
     def _send(self, method: str, url: str, **content: Any) -> httpx.Response:
         """One request, ended when its time is up: the client's own limits are for each chunk."""
-        until = self.until if self.until is not None else time.monotonic() + self.deadline
-        left = max(1.0, until - time.monotonic())
-        until = time.monotonic() + left
+        now = time.monotonic()
+        left = max(1.0, self.deadline if self.until is None else self.until - now)
+        until = now + left
         timeout = httpx.Timeout(min(READ_SECONDS, left), connect=min(CONNECT_SECONDS, left))
         body = bytearray()
-        with self._client().stream(method, url, timeout=timeout, **content) as response:
+        with self._client.stream(method, url, timeout=timeout, **content) as response:
             for chunk in response.iter_bytes():
                 body += chunk
                 if time.monotonic() > until:

@@ -13,7 +13,6 @@ from nnsight.tracing.util import push
 from refusal_nn.backends._payload import Batches, Job, decompress
 from refusal_nn.backends._process import Preflight, serialise
 from refusal_nn.backends.ndif._backend import Ndif
-from refusal_nn.backends.ndif._queue import Jobs
 from refusal_nn.errors import BackendError, RequestError
 from refusal_nn.models import Model
 from refusal_nn.store import JobLedger
@@ -58,7 +57,7 @@ class Remote(Backend):  # type: ignore[misc]
                 f"model {model.name!r} runs on backend {model.backend.name}; load it with "
                 "backend='ndif' to trace it on a server."
             )
-        self.model, self.host = model, model.backend.service.host
+        self.model, self.there = model, model.backend
         self.preflight = Preflight(model) if preflight else None
 
     def __call__(self, tracer: Any) -> None:
@@ -66,14 +65,15 @@ class Remote(Backend):  # type: ignore[misc]
         blob = serialise(tracer)
         if self.preflight is not None:
             self.preflight.check(blob)
-        content = io.BytesIO(send(self.model, blob))
+        ((_, answer),) = self.there.collect(Block(self.model, blob), [0], JobLedger(), wait=True)
+        content = io.BytesIO(answer)
         # of whatever type the block saved: nnsight's own client trusts a server as far
         try:
             saved = torch.load(content, map_location="cpu", weights_only=False)
             values = list(saved.values())
         except Exception as error:  # bytes that are no result may break anything that reads them
             raise BackendError(
-                f"what the server at {self.host} sent back cannot be read "
+                f"what the server at {self.there.service.host} sent back cannot be read "
                 f"({type(error).__name__}: {error}); save tensors and plain values, and compare "
                 "versions with `refusal-nn remote status`."
             ) from error
@@ -96,9 +96,3 @@ class Block(Batches):
     def answers(self, job: Job, content: bytes) -> list[Any]:
         """The bytes of what it saved."""
         return [decompress(content)]
-
-
-def send(model: Model, block: bytes) -> bytes:
-    """Run one serialised block and wait; the bytes of what it saved."""
-    ((_, answer),) = Jobs(model, Block(model, block), JobLedger()).answers([0], detach=False)
-    return answer  # type: ignore[no-any-return]
