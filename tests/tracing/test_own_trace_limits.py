@@ -9,7 +9,6 @@ import nnsight
 import pytest
 
 from refusal_nn.backends import Limits, Local, Ndif, Preflight, Remote, Service
-from refusal_nn.backends.ndif import _trace as _ndif_trace
 from refusal_nn.errors import BackendError
 from refusal_nn.testing import tiny_module, wrap
 from refusal_nn.tracing import pad
@@ -41,7 +40,7 @@ def test_an_answer_that_cannot_be_read_is_said_in_a_sentence(
     answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_at(5)
-    monkeypatch.setattr(_ndif_trace, "send", lambda model, blob: answer)
+    monkeypatch.setattr(Ndif, "collect", lambda *_, **__: iter([(0, answer)]))
     with (
         pytest.raises(BackendError, match="http://server sent back cannot be read"),
         model.nnsight.trace(INPUTS, backend=Remote(model, preflight=False)),
