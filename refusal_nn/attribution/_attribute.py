@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from refusal_nn.attribution._exact import exact_scores
-from refusal_nn.attribution._gradient import gradient_passes, points
+from refusal_nn.attribution._gradient import gradient_passes, points_of
 from refusal_nn.attribution._summary import summary
 from refusal_nn.contrasts._align import align
 from refusal_nn.contrasts._contrast import SIDES, Contrast, Measured
@@ -126,16 +126,15 @@ def attribute(
         both = contrast.measured(rec, rows=rows, check=check)
         found = exact_scores(contrast, template, level, rows=rows, recorder=rec)
     else:
-        fractions, weights = points(method, steps)
-        size = max(1, rows // len(fractions))
+        points = points_of(method, steps)
+        size = max(1, rows // len(points[0]))
         if batch_size is None:  # a model of many heads has more scores than activations
             size = min(size, max(1, _REGION_BYTES // template.isel(prompt=[0]).nbytes))
         batches = batches_of(len(pairs), size, "prompt")
         template = template.assign(
             {f"{side}_metric": ("prompt", np.full(len(pairs), np.nan)) for side in SIDES}
         )
-        options: dict[str, Any] = {"fractions": fractions, "weights": weights, "level": level}
-        passes = gradient_passes(contrast, template, batches, **options)
+        passes = gradient_passes(contrast, template, batches, points, level)
         found = rec.stage(f"{level}_scores", template, batches, passes)
         clean, corrupted = (found[f"{side}_metric"].values for side in SIDES)
         both = Measured(contrast, clean, corrupted)

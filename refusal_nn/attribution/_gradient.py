@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _AFTER = {"edge": edge_scores.__name__, "node": node_scores.__name__}
 
 
-def points(method: str, steps: int) -> tuple[list[float], list[float]]:
+def points_of(method: str, steps: int) -> tuple[list[float], list[float]]:
     """Where gradients are taken, and with what weights.
 
     Parameters
@@ -49,9 +49,7 @@ def gradient_passes(
     contrast: Contrast,
     template: xr.Dataset,
     batches: list[dict[str, slice]],
-    *,
-    fractions: list[float],
-    weights: list[float],
+    points: tuple[list[float], list[float]],
     level: str,
 ) -> Passes:
     """What each batch asks of the model, and the scores in its answers.
@@ -63,11 +61,11 @@ def gradient_passes(
         Of the stage: ``edge_score`` or ``node_score``, ``clean_metric``, ``corrupted_metric``.
     batches : list of dict
         Regions over ``prompt``.
-    fractions, weights : list of float
-        See :func:`points`.
+    points : (list of float, list of float)
+        See :func:`points_of`.
     level : {"edge", "node"}
     """
-    model, metric = contrast.model, contrast.metric
+    (fractions, weights), model, metric = points, contrast.model, contrast.metric
     graph = EdgeGraph.of(model.arch)
     places = block_places(model)
     last = metric.reads_after(model) - 1

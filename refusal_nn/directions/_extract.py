@@ -8,7 +8,7 @@ residual stream at the input of each block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,7 @@ from refusal_nn.tracing import Answers, Capture, Passes, Work, pad, whole_number
 if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Prompts
+    from refusal_nn.tracing._jobs import Collect
 
 METHODS = ("difference-in-means",)
 
@@ -169,14 +170,12 @@ def _sums(
     rows = model.chat.tokens(prompts.texts)
     harm = prompts.to_dataset()["harm"].values
     regions = batches_of(len(prompts), batch_size, "prompt")
+    dims = ("block", "harm", "position", "layer", "d_model")
     shape = (len(regions), len(HARM), len(positions), model.n_layers, model.d_model)
     template = xr.Dataset(
         {
-            "activation_sum": (
-                ("block", "harm", "position", "layer", "d_model"),
-                np.zeros(shape),
-            ),
-            "n_prompts": (("block", "harm"), np.zeros(shape[:2], dtype=np.int64)),
+            "activation_sum": (dims, np.zeros(shape)),
+            "n_prompts": (dims[:2], np.zeros(shape[:2], dtype=np.int64)),
         },
         coords={
             "block": np.arange(len(regions)),
@@ -187,7 +186,7 @@ def _sums(
     )
     batches = batches_of(len(regions), 1, "block")
 
-    def batch(i: int, work: Work) -> Callable[[Answers], xr.Dataset]:
+    def batch(i: int, work: Work) -> Collect:
         part = regions[i]["prompt"]
         members = np.stack([harm[part] == h for h in HARM])
         capture = Capture(
@@ -203,8 +202,7 @@ def _sums(
             # [layer, harm, position, d] -> [harm, position, layer, d]
             total = answers[asked]["sum"].permute(1, 2, 0, 3).numpy()
             return template.isel(block=slice(i, i + 1)).assign(
-                activation_sum=(template["activation_sum"].dims, total[None]),
-                n_prompts=(("block", "harm"), members.sum(1)[None]),
+                activation_sum=(dims, total[None]), n_prompts=(dims[:2], members.sum(1)[None])
             )
 
         return collect

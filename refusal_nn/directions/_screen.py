@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Prompts
     from refusal_nn.store import Recorder
+    from refusal_nn.tracing._jobs import Collect
 
 HARM = VOCABULARY["harm"]
 
@@ -48,7 +49,7 @@ def refusal_scores(
     )
     batches = batches_of(len(prompts), batch_size, "prompt")
 
-    def batch(i: int, work: Work) -> Callable[[Answers], xr.Dataset]:
+    def batch(i: int, work: Work) -> Collect:
         asked = work.forward(
             pad(rows[batches[i]["prompt"]], model.pad_token), list(captures.values())
         )

@@ -188,8 +188,7 @@ def select(
 
 def _admissible(table: xr.Dataset, n_layers: int, thresholds: dict[str, float]) -> xr.Dataset:
     first_late = first_late_layer(thresholds["layer_fraction"], n_layers)
-    grid = table["bypass"]
-    late = np.broadcast_to(table["layer"].values >= first_late, grid.shape)
+    late = np.broadcast_to(table["layer"].values >= first_late, table["bypass"].shape)
     # thresholds are compared in the precision of the table, so that a float32 .1 equals .1
     passes = {
         "nan": ~np.logical_or.reduce([np.isnan(table[name].values) for name in SCORES]),

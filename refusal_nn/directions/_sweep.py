@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from refusal_nn.models import Model
     from refusal_nn.prompts import Prompts
     from refusal_nn.store import Recorder
+    from refusal_nn.tracing._jobs import Collect
 
 CANDIDATES_PER_UNIT = 16
 
@@ -77,12 +78,13 @@ class Sweep:
         # all candidates of a layer are chosen or none, so the units are of one size
         units = [chosen[self.layers[chosen] == layer] for layer in np.unique(self.layers[chosen])]
         groups = self._by_length(prompts, max(16, self.rows // self.direction.sizes["position"]))
+        value = score_capture(self.tokens, "value")
 
         def ask(work: Work, variants: np.ndarray, some: np.ndarray, plain: Handle) -> Handle:
             layer, rows = int(self.layers[variants[0]]), list(range(len(some))) * len(variants)
             start = Start(layer, plain.held("residual", layer=layer, rows=rows))
             addition = ActivationAddition(self._vectors[variants], layers=[layer])
-            return self._ask(work, some, addition, self._score(), start)
+            return self._ask(work, some, addition, value, start)
 
         residual = Capture("residual", "resid_pre", keep=True)
         return self._measure("induce", prompts, units, groups, ask, residual)
@@ -116,10 +118,8 @@ class Sweep:
 
     def bypass(self, chosen: np.ndarray, prompts: np.ndarray) -> xr.DataArray:
         """Refusal score of prompts under ablation of each direction."""
-        return self._ablated("bypass", chosen, prompts, 16, lambda _: self._score())
-
-    def _score(self) -> Capture:
-        return score_capture(self.tokens, "value")
+        value = score_capture(self.tokens, "value")
+        return self._ablated("bypass", chosen, prompts, 16, lambda _: value)
 
     def _ablated(
         self,
@@ -206,9 +206,7 @@ class Sweep:
                 return [None] * len(groups)
             return [work.forward(self._batch(some), [unedited]) for some in groups]
 
-        def batch(
-            i: int, work: Work, plain: list[Handle | None]
-        ) -> Callable[[Answers], xr.Dataset]:
+        def batch(i: int, work: Work, plain: list[Handle | None]) -> Collect:
             asked = [
                 (some, variants, ask(work, variants, some, held))
                 for some, held in zip(groups, plain, strict=True)

@@ -11,28 +11,27 @@ _ARDITI = "Arditi et al. 2024"
 _TABLE = "[position], [layer]"
 _CANDIDATE = f"[candidate], {_TABLE}"
 
-_activation = partial(specs, "float", "residual stream units")
+_activation = partial(specs, "float", "residual stream units", f"{_ARDITI}, section 2.3")
 _score = partial(specs, "float", "nats", f"{_ARDITI}, appendix C")
 _verdict = partial(specs, "bool", "", f"{_ARDITI}, appendix C")
 
 register(
     *_activation(
-        f"{_ARDITI}, section 2.3",
         f"[draw], {_TABLE}, d_model",
         direction="Difference of the mean activations of harmful and harmless prompts, not normalised",
     ),
     *_activation(
-        f"{_ARDITI}, section 2.3",
         f"[draw], {_TABLE}",
         direction_norm="Euclidean norm of direction",
     ),
     *_activation(
-        f"{_ARDITI}, section 2.3",
         f"{_TABLE}, d_model",
         mean_harmful="Mean activation over the harmful prompts that were kept",
         mean_harmless="Mean activation over the harmless prompts that were kept",
     ),
-    *_activation(
+    *specs(
+        "float",
+        "residual stream units",
         "",
         f"block, harm, {_TABLE}, d_model",
         activation_sum="Sum of activations over the prompts of a batch and class; sums over blocks "

@@ -9,7 +9,7 @@ that took no part in finding them; :func:`generate` shows what a patched model s
 from refusal_nn.contrasts._align import AlignedPairs, align
 from refusal_nn.patching import _variables as _variables
 from refusal_nn.patching._exchange import INTERCHANGES, Swap
-from refusal_nn.patching._generate import generate, of_heads
+from refusal_nn.patching._generate import generate
 from refusal_nn.patching._heads import heads
 from refusal_nn.patching._kept import (
     head_rows,
@@ -20,6 +20,7 @@ from refusal_nn.patching._kept import (
 )
 from refusal_nn.patching._positions import positions
 from refusal_nn.patching._refusal_heads import refusal_heads
+from refusal_nn.patching._sets import of_heads
 from refusal_nn.runs._old import old_run
 
 positions_run = old_run("positions_run", patch_positions, "model", "pairs")

@@ -14,7 +14,7 @@ from refusal_nn.contrasts._contrast import SIDES
 from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models._blocks import block_places
 from refusal_nn.patching._exchange import Exchange
-from refusal_nn.patching._sets import Head, as_variant, head_name
+from refusal_nn.patching._sets import Head, head_name, of_heads
 from refusal_nn.runs._batches import batches_of
 from refusal_nn.tracing import Answers, Capture, Passes, Work
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from refusal_nn.contrasts import Measured
     from refusal_nn.store import Recorder
     from refusal_nn.tracing._jobs import Collect
-
-_HELD = (("residual", "resid_pre"), ("z", "z"))
 
 
 def cascade(
@@ -112,11 +110,12 @@ def _effects(
         },
     )
     batches = batches_of(n, size, "prompt")
-    alone = [as_variant([head], positions) for head in heads]
+    alone = [of_heads([head], positions) for head in heads]
     later = [[k for k, head in enumerate(heads) if head[0] > src[0]] for src in sources]
 
     def batch(i: int, work: Work) -> Collect:
-        held = [Capture(name, site, list(layers), keep=True) for name, site in _HELD]
+        sites = {"residual": "resid_pre", "z": "z"}
+        held = [Capture(name, site, list(layers), keep=True) for name, site in sites.items()]
         sides = {side: base.batch(side, batches[i]["prompt"]) for side in SIDES}
         clean = work.forward(sides["clean"], [*held, *base.held()])
         corrupted = work.forward(sides["corrupted"], held)
@@ -130,7 +129,7 @@ def _effects(
             blocks = tuple(layer for layer in layers if layer > src[0])
             z = Capture("z", "z", list(blocks), keep=True)
             # blocks before the first exchange are skipped, so every source has a pass of its own
-            donor = into["clean"].patched([as_variant([src], positions)], [z])
+            donor = into["clean"].patched([of_heads([src], positions)], [z])
             for exchange in into.values():
                 left = replace(exchange, donor=donor, taken=blocks)
                 asked.append(left.patched([alone[k] for k in after]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,6 @@ from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, Metric
 from refusal_nn.errors import RequestError
 from refusal_nn.patching._exchange import SIDES_OF, Swap, checked_interchange, swap_edits
-from refusal_nn.patching._sets import Head, as_variant
 from refusal_nn.responses import (
     REFERENCE_REQUEST,
     Grid,
@@ -60,7 +59,7 @@ def generate(
     pairs : Pairs
     exchanges : mapping
         Name to what is exchanged, such as ``{"layer 4": [Swap("resid_pre", 4, (-1,))]}``; see also
-        :func:`of_heads`.
+        :func:`refusal_nn.patching.of_heads`.
     interchange : {"sufficiency", "necessity"}
         Which prompt runs: the harmless or the harmful one.
     max_new_tokens : int
@@ -133,20 +132,3 @@ def generate(
         reference_request=reference_request,
         confidence=confidence,
     )
-
-
-def of_heads(heads: Iterable[Head], positions: Sequence[int] | None = None) -> tuple[Swap, ...]:
-    """The exchange of some heads' outputs, for :func:`generate`.
-
-    Parameters
-    ----------
-    heads : iterable of (layer, head)
-    positions : sequence of int, optional
-        From the end of the prompt; every token when None.
-
-    Examples
-    --------
-    >>> of_heads([(5, 0), (5, 2)])
-    (Swap(site='z', layer=5, positions=None, heads=(0, 2)),)
-    """
-    return as_variant(heads, positions)

@@ -11,10 +11,10 @@ import xarray as xr
 from refusal_nn.contrasts import Metric
 from refusal_nn.models.sites import WRITES
 from refusal_nn.patching._exchange import INTERCHANGES, Swap, Variant
-from refusal_nn.patching._generate import generate, of_heads
+from refusal_nn.patching._generate import generate
 from refusal_nn.patching._positions import positions as patch_all_positions
 from refusal_nn.patching._refusal_heads import refusal_heads
-from refusal_nn.patching._sets import Head, head_name, heads_where
+from refusal_nn.patching._sets import Head, head_name, heads_where, of_heads
 from refusal_nn.runs import analysis
 from refusal_nn.store import MemoryRecorder, Recorder
 

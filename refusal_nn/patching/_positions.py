@@ -12,7 +12,7 @@ from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, resolve_metric
 from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models.sites import WRITES
-from refusal_nn.patching._exchange import Exchange, Swap, Variant, checked_interchange
+from refusal_nn.patching._exchange import Exchange, Swap, checked_interchange
 from refusal_nn.patching._recovery import effects, recovery_table
 from refusal_nn.patching._where import blocks, checked_pairs, checked_positions, checked_sites
 from refusal_nn.runs._batches import batches_of, grid_of, rows_asked
@@ -129,29 +129,6 @@ def positions(
     )
 
 
-def variants_of(
-    sites: Sequence[str],
-    layers: Sequence[int],
-    positions: Sequence[int],
-    *,
-    cumulative: bool,
-    upto: Sequence[int],
-) -> list[Variant]:
-    """One variant for each (site, layer, position), in that order.
-
-    A cumulative one has those of the blocks ``upto`` that are not after its layer.
-    """
-    return [
-        tuple(
-            Swap(site, at, (position,))
-            for at in ([b for b in upto if b <= layer] if cumulative else [layer])
-        )
-        for site in sites
-        for layer in layers
-        for position in positions
-    ]
-
-
 def _sweep(
     base: Measured,
     interchange: str,
@@ -169,6 +146,7 @@ def _sweep(
     n = len(base)
     group_size = max(1, min(n, rows // len(where)))
     layer_step = len(layers) if cumulative else LAYERS_PER_BATCH
+    upto = {layer: [b for b in layers if b <= layer] if cumulative else [layer] for layer in layers}
     shape = (n, len(sites), len(layers), len(where))
     template = xr.Dataset(
         {"patched_metric": (_DIMS, np.full(shape, np.nan))},
@@ -190,8 +168,12 @@ def _sweep(
         for site in sites:
             # a pass starts where its first patch is, so blocks do not share one
             for at in [some] if cumulative else [[layer] for layer in some]:
-                found = variants_of([site], at, where, cumulative=cumulative, upto=layers)
-                asked += exchange.each(found, rows)
+                variants = [
+                    tuple(Swap(site, b, (position,)) for b in upto[layer])
+                    for layer in at
+                    for position in where
+                ]
+                asked += exchange.each(variants, rows)
 
         def collect(answers: Answers) -> xr.Dataset:
             part = template.isel(batches[i])

@@ -17,7 +17,7 @@ from refusal_nn.patching._confirm import confirm, joint_recovery, significant
 from refusal_nn.patching._exchange import INTERCHANGES
 from refusal_nn.patching._heads import head_table
 from refusal_nn.patching._roles import stability
-from refusal_nn.patching._select import Rule, forward_select
+from refusal_nn.patching._select import BLANK, Rule, forward_select
 from refusal_nn.patching._sets import Head, HeadExchanges, head_name, heads_in, laid_out
 from refusal_nn.patching._tables import head_grid
 from refusal_nn.patching._where import blocks, checked_pairs, from_the_end
@@ -177,7 +177,7 @@ def refusal_heads(
     )
     direct = direct_attribution(test, rows=rows, recorder=rec)
     root = head_grid(found, tower["cascade"].values, tables["test"], joint, frequency, direct)
-    root.attrs = {
+    root.attrs |= {
         **model.identity(),
         **pairs.to_dataset().attrs,
         **chosen_metric.to_attrs(),
@@ -189,9 +189,6 @@ def refusal_heads(
         "heads": [head_name(head) for head in heads],
         "stability_jaccard": jaccard,
         "stability_pairwise_jaccard": pairwise,
-        "interval": tables["test"].attrs["interval"],
-        "confidence": confidence,
-        "test": tables["test"].attrs["test"],
         **{f"n_{split}_pairs": len(base[split]) for split in SPLITS},
     }
     groups = {"/": root, **{f"/{k}": v for k, v in tables.items()}, "/steps": steps}
@@ -224,8 +221,7 @@ def _grow(
             name=f"grow_{way}",
         )
         steps.append(told)
-    blank = {"step_heads": "", "step_accepted": False}
-    return grown, xr.concat(steps, effect["interchange"], join="outer", fill_value=blank)
+    return grown, xr.concat(steps, effect["interchange"], join="outer", fill_value=BLANK)
 
 
 def check_splits(pairs: Pairs) -> None:

@@ -20,6 +20,13 @@ from refusal_nn import stats
 from refusal_nn.patching._sets import Evaluate, Head, head_name
 from refusal_nn.store import Next, Recorder
 
+BLANK = {
+    "step_heads": "",
+    "step_accepted": False,
+    **dict.fromkeys(("step_recovery", "step_gain", "step_p"), np.nan),
+}
+"""What is said of a step that was not done."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -139,11 +146,7 @@ def forward_select(
         "before": np.zeros(()),
     }
     records = xr.Dataset(
-        {
-            "step_heads": ("step", np.full(most, "", dtype=object)),
-            "step_accepted": ("step", np.zeros(most, dtype=bool)),
-            **{f"step_{x}": ("step", np.full(most, np.nan)) for x in ("recovery", "gain", "p")},
-        }
+        {k: ("step", np.full(most, v, object if v == "" else None)) for k, v in BLANK.items()}
     )
     found = recorder.loop(name, first, most, grow, records=records)
     return [candidates[k] for k in found.state["chosen"].values if k >= 0], found.records

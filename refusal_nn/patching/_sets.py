@@ -44,8 +44,21 @@ def heads_in(model: Model, layers: Iterable[int]) -> list[Head]:
     return [(layer, head) for layer in layers for head in range(model.n_heads)]
 
 
-def as_variant(heads: Iterable[Head], positions: Sequence[int] | None) -> Variant:
-    """The exchange of some heads' outputs, before the output projection mixes them."""
+def of_heads(heads: Iterable[Head], positions: Sequence[int] | None = None) -> Variant:
+    """The exchange of some heads' outputs, before the output projection mixes them.
+
+    Parameters
+    ----------
+    heads : iterable of (layer, head)
+    positions : sequence of int, optional
+        From the end of the prompt; every token when None.
+
+    Examples
+    --------
+    >>> from refusal_nn.patching import of_heads
+    >>> of_heads([(5, 0), (5, 2)])
+    (Swap(site='z', layer=5, positions=None, heads=(0, 2)),)
+    """
     where = None if positions is None else tuple(positions)
     return tuple(
         Swap("z", layer, where, tuple(head for _, head in found))
@@ -115,7 +128,7 @@ class HeadExchanges:
             raise RequestError("a set of heads to exchange is empty; name at least one head.")
         # sets that start at one block share passes, pairs of like length share padding
         by_start = np.argsort([min(layer for layer, _ in s) for s in sets], kind="stable")
-        variants = [as_variant(sets[i], self.positions) for i in by_start]
+        variants = [of_heads(sets[i], self.positions) for i in by_start]
         by_length = np.argsort(base.aligned.lengths, kind="stable")
         contrast = base.take(by_length)
         n, m = len(base), len(sets)

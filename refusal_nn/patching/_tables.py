@@ -19,6 +19,8 @@ def head_grid(
 ) -> xr.Dataset:
     """The root of the result: every head over ``(layer, head)``, and what they do together.
 
+    Its attrs are those of ``table``: the interval and the test.
+
     Parameters
     ----------
     found : dict

@@ -13,7 +13,12 @@ _STEP = "[interchange], step"
 
 _metric = partial(specs, "float", "unit of the metric")
 _share = partial(specs, "float", "0 none, 1 all")
-_probability = partial(specs, "float", "0 to 1")
+_p_value = partial(specs, "float", "0 to 1", "refusal_nn.stats.sign_flip")
+
+# of the heads that decide to refuse
+_verdict = partial(specs, "bool", "", _HEADS)
+_joint = partial(_share, _HEADS)
+_frequency = partial(specs, "float", "0 to 1", _HEADS)
 
 register(
     Spec(
@@ -42,8 +47,7 @@ register(
         _PLACE,
         recovery_mean="Mean effect over mean difference of the pairs; the attrs name the interval",
     ),
-    *_probability(
-        "refusal_nn.stats.sign_flip",
+    *_p_value(
         "[interchange], layer, head",
         head_p="Permutation p-value of a head's exchange: sign flips of its effects by family",
         head_p_adjusted="The p-value corrected for the number of heads and directions tested",
@@ -52,10 +56,7 @@ register(
 
 # the heads that decide to refuse
 register(
-    *specs(
-        "bool",
-        "",
-        _HEADS,
+    *_verdict(
         "layer, head",
         refusal_head="Whether a head was found on the discovery pairs and confirmed on the test pairs",
     ),
@@ -82,8 +83,7 @@ register(
         band="Number of the run of neighbouring blocks with refusal heads of one role; -1 for other "
         "heads",
     ),
-    *_probability(
-        _HEADS,
+    *_frequency(
         "layer, head",
         stability="Share of bootstrap resamples of the discovery pairs in which a head is found again "
         "by its own exchange; higher = more stable",
@@ -94,8 +94,7 @@ register(
         direct_attribution="What a head's own write adds to the metric past everything in between, "
         "clean minus corrupted, linearised at the clean run",
     ),
-    *_probability(
-        _HEADS,
+    *_frequency(
         "src, dst",
         cascade="How much of what head dst's output does for the metric is gone when head src is "
         "exchanged: 0 none, 1 all",
@@ -112,18 +111,15 @@ register(
         effect_whole="What exchanging head dst moves the metric by, in the harmful and in the harmless "
         "run together",
     ),
-    *_share(
-        _HEADS,
+    *_joint(
         "interchange",
         joint_recovery="Recovery when all refusal heads are exchanged together, on test pairs",
     ),
-    *_share(
-        _HEADS,
+    *_joint(
         "interchange, draw",
         control_recovery="The same for as many other heads drawn at random",
     ),
-    *_probability(
-        _HEADS,
+    *_frequency(
         "interchange",
         control_p="Share of random sets of heads, the refusal heads counted as one, that recover as "
         "much",
@@ -135,21 +131,16 @@ register(
         _STEP,
         step_heads="Heads that a step of the forward selection added, such as a5.h2",
     ),
-    *specs(
-        "bool",
-        "",
-        _HEADS,
+    *_verdict(
         _STEP,
         step_accepted="Whether the step counts; the first one that does not ends the selection",
     ),
-    *_share(
-        _HEADS,
+    *_joint(
         _STEP,
         step_recovery="Joint recovery after the step, on discovery pairs",
         step_gain="What the step added to the joint recovery, on validation pairs",
     ),
-    *_probability(
-        "refusal_nn.stats.sign_flip",
+    *_p_value(
         _STEP,
         step_p="Permutation p-value of that gain; the first one above the level ends the selection",
     ),

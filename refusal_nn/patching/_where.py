@@ -50,13 +50,8 @@ def blocks(model: Model, metric: Metric, layers: Sequence[int] | None) -> list[i
         If a block is not there, is named twice, or comes after what the metric reads.
     """
     depth = metric.reads_after(model)
-    chosen = sorted(range(depth) if layers is None else (int(layer) for layer in layers))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= depth or len(set(chosen)) < len(chosen):
-        raise RequestError(
-            f"layers {list(layers or ())} cannot be patched: name each once, in 0..{depth - 1} "
-            f"(metric {metric.kind} on model {model.name!r})."
-        )
-    return chosen
+    seen = f"in 0..{depth - 1} (metric {metric.kind} on model {model.name!r})"
+    return _each_once("layers", range(depth) if layers is None else layers, range(depth), seen)
 
 
 def from_the_end(positions: Sequence[int] | None) -> list[int] | None:
@@ -74,13 +69,15 @@ def checked_positions(aligned: AlignedPairs, positions: Sequence[int] | None) ->
     """
     if positions is None:
         return list(aligned.positions)
-    chosen = sorted(int(p) for p in positions)
     shortest = min(aligned.lengths)
-    if not chosen or chosen[-1] >= 0 or chosen[0] < -shortest or len(set(chosen)) < len(chosen):
-        raise RequestError(
-            f"positions {list(positions)} cannot be patched: name each once, negative, from the end "
-            f"of the prompt; the shortest pair has {shortest} tokens."
-        )
+    inside = f"negative, from the end of the prompt; the shortest pair has {shortest} tokens"
+    return _each_once("positions", positions, range(-shortest, 0), inside)
+
+
+def _each_once(what: str, given: Sequence[int], allowed: range, meant: str) -> list[int]:
+    chosen = sorted(int(number) for number in given)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(allowed):
+        raise RequestError(f"{what} {list(given)} cannot be patched: name each once, {meant}.")
     return chosen
 
 
