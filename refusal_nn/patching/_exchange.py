@@ -7,19 +7,23 @@ unpatched run has there. Activations of the other run stay on the machine that c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
-from refusal_nn.contrasts._measured import measured
+from refusal_nn.contrasts._measured import measured, metrics_of
 from refusal_nn.errors import RequestError
 from refusal_nn.interventions import Edit
-from refusal_nn.tracing import Batch, Capture, Handle, Start, Work
+from refusal_nn.runs._batches import batches_of, grid_of
+from refusal_nn.tracing import Answers, Batch, Capture, Handle, Passes, Start, Work
 
 if TYPE_CHECKING:
-    from refusal_nn.contrasts import Contrast, Metric
+    from refusal_nn.contrasts import Contrast, Measured, Metric
+    from refusal_nn.store import Recorder
+    from refusal_nn.tracing._jobs import Collect
 
 SIDES_OF = {"sufficiency": ("corrupted", "clean"), "necessity": ("clean", "corrupted")}
 """The side that runs, and the side that activations are taken from."""
@@ -149,6 +153,69 @@ class Exchange:
         """Patched passes of at most ``rows`` rows, at least one variant each."""
         size = max(1, rows // len(self.batch.lengths))
         return [self.patched(variants[i : i + size]) for i in range(0, len(variants), size)]
+
+
+def patched_metrics(
+    base: Measured,
+    interchange: str,
+    labels: Mapping[str, Any],
+    cut: tuple[str, int],
+    groups_of: Callable[[slice], Sequence[Sequence[Variant]]],
+    *,
+    rows: tuple[int, int],
+    recorder: Recorder,
+    stage: str,
+) -> xr.DataArray:
+    """Metric of every pair with every variant, ``(prompt, ...)``.
+
+    Parameters
+    ----------
+    base : Measured
+    interchange : str
+        One of :data:`INTERCHANGES`.
+    labels : mapping
+        Dims that the variants lie along, and their labels, the outermost first.
+    cut : (str, int)
+        Along which of these dims a batch covers how much.
+    groups_of : callable
+        From a part of that dim to its variants in the order of ``labels``, in groups that start at one
+        block; no others share a pass.
+    rows : (int, int)
+        Rows (variant, pair) a pass, and how many variants usually share one.
+    recorder : Recorder
+    stage : str
+        Its name there; variable ``patched_metric``.
+    """
+    # pairs of like length share a pass, so that little of it is padding
+    by_length = np.argsort(base.aligned.lengths, kind="stable")
+    contrast, n = base.take(by_length), len(base)
+    shape = (n, *map(len, labels.values()))
+    template = xr.Dataset(
+        {"patched_metric": (("prompt", *labels), np.full(shape, np.nan))},
+        {**contrast.labels(), **labels},
+    )
+    (dim, size), (most, shared) = cut, rows
+    batches = grid_of(
+        batches_of(n, max(1, most // shared), "prompt"), batches_of(len(labels[dim]), size, dim)
+    )
+
+    def batch(i: int, work: Work) -> Collect:
+        groups = groups_of(batches[i][dim])
+        swaps = {swap for group in groups for variant in group for swap in variant}
+        sites, layers = sorted({s.site for s in swaps}), sorted({s.layer for s in swaps})
+        some = batches[i]["prompt"]
+        exchange = Exchange.between(work, contrast, interchange, some, sites, layers)
+        asked = [handle for group in groups for handle in exchange.each(group, most)]
+
+        def collect(answers: Answers) -> xr.Dataset:
+            part = template.isel(batches[i]).transpose(..., "prompt")
+            values = metrics_of(answers, asked).reshape(part["patched_metric"].shape)
+            return part.assign(patched_metric=((*labels, "prompt"), values))
+
+        return collect
+
+    found = recorder.stage(stage, template, batches, Passes(base.model, batch))
+    return found["patched_metric"].isel(prompt=np.argsort(by_length))
 
 
 def swap_edits(

@@ -10,20 +10,17 @@ import xarray as xr
 
 from refusal_nn._renamed import renamed_arguments
 from refusal_nn.contrasts import Contrast, resolve_metric
-from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.models.sites import WRITES
-from refusal_nn.patching._exchange import Exchange, Swap, checked_interchange
+from refusal_nn.patching._exchange import Swap, Variant, checked_interchange, patched_metrics
 from refusal_nn.patching._recovery import effects, recovery_table
 from refusal_nn.patching._where import blocks, checked_pairs, checked_positions, checked_sites
-from refusal_nn.runs._batches import batches_of, grid_of, rows_asked
+from refusal_nn.runs._batches import rows_asked
 from refusal_nn.store import MemoryRecorder, Recorder
-from refusal_nn.tracing import Answers, Handle, Passes, Work
 
 if TYPE_CHECKING:
     from refusal_nn.contrasts import Measured, Metric
     from refusal_nn.models import Model
     from refusal_nn.prompts import Pairs
-    from refusal_nn.tracing._jobs import Collect
 
 LAYERS_PER_BATCH = 8
 """Blocks a batch covers: what is held for it is as many residual streams and site activations."""
@@ -140,50 +137,24 @@ def _sweep(
     recorder: Recorder,
 ) -> xr.DataArray:
     """Metric of every patched run, ``(prompt, site, layer, position)``: the stage ``patched``."""
-    # pairs of like length share a pass, so that little of it is padding
-    order = np.argsort(base.aligned.lengths, kind="stable")
-    contrast = base.take(order)
-    n = len(base)
-    group_size = max(1, min(n, rows // len(where)))
-    layer_step = len(layers) if cumulative else LAYERS_PER_BATCH
     upto = {layer: [b for b in layers if b <= layer] if cumulative else [layer] for layer in layers}
-    shape = (n, len(sites), len(layers), len(where))
-    template = xr.Dataset(
-        {"patched_metric": (_DIMS, np.full(shape, np.nan))},
-        coords={
-            **contrast.labels(),
-            "site": np.array(sites, dtype=object),
-            "layer": list(layers),
-            "position": list(where),
-        },
+
+    def groups(part: slice) -> list[list[Variant]]:
+        # a pass starts where its first patch is, so blocks do not share one
+        together = [layers] if cumulative else [[layer] for layer in layers[part]]
+        return [
+            [tuple(Swap(site, b, (at,)) for b in upto[layer]) for layer in some for at in where]
+            for site in sites
+            for some in together
+        ]
+
+    return patched_metrics(
+        base,
+        interchange,
+        {"site": np.array(sites, dtype=object), "layer": list(layers), "position": list(where)},
+        ("layer", len(layers) if cumulative else LAYERS_PER_BATCH),
+        groups,
+        rows=(rows, len(where)),
+        recorder=recorder,
+        stage="patched",
     )
-    batches = grid_of(
-        batches_of(n, group_size, "prompt"), batches_of(len(layers), layer_step, "layer")
-    )
-
-    def batch(i: int, work: Work) -> Collect:
-        some = layers[batches[i]["layer"]]
-        exchange = Exchange.between(work, contrast, interchange, batches[i]["prompt"], sites, some)
-        asked: list[Handle] = []
-        for site in sites:
-            # a pass starts where its first patch is, so blocks do not share one
-            for at in [some] if cumulative else [[layer] for layer in some]:
-                variants = [
-                    tuple(Swap(site, b, (position,)) for b in upto[layer])
-                    for layer in at
-                    for position in where
-                ]
-                asked += exchange.each(variants, rows)
-
-        def collect(answers: Answers) -> xr.Dataset:
-            part = template.isel(batches[i])
-            # rows are site, layer, position, pair
-            by_site = metrics_of(answers, asked).reshape(
-                len(sites), len(some), len(where), part.sizes["prompt"]
-            )
-            return part.assign(patched_metric=(_DIMS, by_site.transpose(3, 0, 1, 2)))
-
-        return collect
-
-    found = recorder.stage("patched", template, batches, Passes(base.model, batch))
-    return found["patched_metric"].isel(prompt=np.argsort(order))

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refusal_nn.contrasts._measured import metrics_of
 from refusal_nn.errors import RequestError
-from refusal_nn.patching._exchange import Exchange, Swap, Variant
+from refusal_nn.patching._exchange import Swap, Variant, patched_metrics
 from refusal_nn.patching._recovery import effects
-from refusal_nn.runs._batches import batches_of, grid_of
-from refusal_nn.tracing import Answers, Passes, Work
 
 if TYPE_CHECKING:
     from refusal_nn.contrasts import Measured
     from refusal_nn.models import Model
     from refusal_nn.store import Recorder
-    from refusal_nn.tracing._jobs import Collect
 
 Head = tuple[int, int]
 """(layer, head)."""
@@ -126,38 +122,22 @@ class HeadExchanges:
         """
         if not all(sets):
             raise RequestError("a set of heads to exchange is empty; name at least one head.")
-        # sets that start at one block share passes, pairs of like length share padding
+        # sets that start at one block share passes
         by_start = np.argsort([min(layer for layer, _ in s) for s in sets], kind="stable")
         variants = [of_heads(sets[i], self.positions) for i in by_start]
-        by_length = np.argsort(base.aligned.lengths, kind="stable")
-        contrast = base.take(by_length)
-        n, m = len(base), len(sets)
-        group = max(1, min(n, self.rows // min(m, base.model.n_heads)))
-        template = xr.Dataset(
-            {"patched_metric": (("head_set", "prompt"), np.full((m, n), np.nan))},
-            coords={"head_set": np.arange(m), **contrast.labels()},
+        patched = patched_metrics(
+            base,
+            interchange,
+            {"head_set": np.arange(len(sets))},
+            ("head_set", SETS_PER_BATCH),
+            lambda part: [[*g] for _, g in groupby(variants[part], key=lambda v: v[0].layer)],
+            rows=(self.rows, min(len(sets), base.model.n_heads)),
+            recorder=recorder or self.recorder,
+            stage=stage,
         )
-        batches = grid_of(batches_of(m, SETS_PER_BATCH, "head_set"), batches_of(n, group, "prompt"))
-
-        def batch(i: int, work: Work) -> Collect:
-            some, pairs = variants[batches[i]["head_set"]], batches[i]["prompt"]
-            layers = sorted({swap.layer for variant in some for swap in variant})
-            exchange = Exchange.between(work, contrast, interchange, pairs, ["z"], layers)
-            of_one_start = groupby(some, key=lambda variant: variant[0].layer)
-            asked = [p for _, part in of_one_start for p in exchange.each([*part], self.rows)]
-
-            def collect(answers: Answers) -> xr.Dataset:
-                part = template.isel(batches[i])
-                values = metrics_of(answers, asked).reshape(part["patched_metric"].shape)
-                return part.assign(patched_metric=(("head_set", "prompt"), values))
-
-            return collect
-
-        keeper = recorder or self.recorder
-        found = keeper.stage(stage, template, batches, Passes(base.model, batch))
-        patched = np.empty((n, m))
-        patched[np.ix_(by_length, by_start)] = found["patched_metric"].values.T
-        return effects(base, patched, interchange)
+        # their order as given
+        found = np.ascontiguousarray(patched.values[:, np.argsort(by_start)])
+        return effects(base, found, interchange)
 
     def singles(
         self,

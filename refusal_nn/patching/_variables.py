@@ -33,7 +33,7 @@ register(
     Spec("head_set", (), "int", "index", "Set of heads exchanged together", coord=True),
     *_metric(
         _PATCH,
-        "[interchange], [head_set], prompt, [site], [layer], [position], [head]",
+        "[interchange], prompt, [head_set], [site], [layer], [position], [head]",
         patched_metric="Metric of the run with one activation of the other prompt's run",
     ),
     *_share(
