@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refusal_nn.errors import PromptError
-from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, content_key
+from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, content_key, listed
 
 ALIASES: dict[str, tuple[str, ...]] = {
     **{column: (column,) for column in COLUMNS},
@@ -92,14 +92,14 @@ def canonical_rows(
     names = _locate(found, columns or {}, file)
     if "text" not in names:
         raise PromptError(
-            f"{file} has no column for the text of the prompts: it has {_list(found)}, and needs "
-            f"one of {_list(ALIASES['text'])}. Name it with columns={{'text': COLUMN}} "
+            f"{file} has no column for the text of the prompts: it has {listed(found)}, and needs "
+            f"one of {listed(ALIASES['text'])}. Name it with columns={{'text': COLUMN}} "
             "(--column text=COLUMN)."
         )
     if not ({"harm", "style"} & (set(names) | set(constant))):
         raise PromptError(
-            f"{file} has no column that tells harmful from harmless: it has {_list(found)}, and "
-            f"needs one of {_list((*ALIASES['harm'], *ALIASES['style']))}. Name it with "
+            f"{file} has no column that tells harmful from harmless: it has {listed(found)}, and "
+            f"needs one of {listed((*ALIASES['harm'], *ALIASES['style']))}. Name it with "
             "columns={'harm': COLUMN} (--column harm=COLUMN), or label all rows with harm=."
         )
     meanings = {**LABELS, **_checked_labels(labels or {})}
@@ -140,7 +140,9 @@ def _row(
             "splits drawn."
         )
     if split and split.casefold() not in SPLIT_NAMES:
-        raise PromptError(f"{where} has split {split!r}; allowed are {_list(VOCABULARY['split'])}.")
+        raise PromptError(
+            f"{where} has split {split!r}; allowed are {listed(VOCABULARY['split'])}."
+        )
     return {
         "text": text,
         "category": value("category") or "uncategorised",
@@ -156,17 +158,17 @@ def _labelled(style: str, label: str, meanings: Mapping[str, str], where: str) -
     """Style and harm of a row from its two label columns, either of which may be empty."""
     style = style.casefold()
     if style and style not in HARM_OF:
-        raise PromptError(f"{where} has style {style!r}; allowed are {_list(HARM_OF)}.")
+        raise PromptError(f"{where} has style {style!r}; allowed are {listed(HARM_OF)}.")
     if not (style or label):
         raise PromptError(
-            f"{where} has no label; give every row a label ({_list(LABELS)}), or remove it."
+            f"{where} has no label; give every row a label ({listed(LABELS)}), or remove it."
         )
     if not label:
         return style, HARM_OF[style]
     meaning = meanings.get(label.casefold())
     if meaning is None:
         raise PromptError(
-            f"{where} has label {label!r}; known are {_list(meanings)}. Say what others mean with "
+            f"{where} has label {label!r}; known are {listed(meanings)}. Say what others mean with "
             f"labels={{{label!r}: 'harmful'}} (--label {label}=harmful)."
         )
     implied = _DEFAULT_STYLE.get(meaning, meaning)
@@ -182,13 +184,13 @@ def _labelled(style: str, label: str, meanings: Mapping[str, str], where: str) -
 def _locate(found: Sequence[str], chosen: Mapping[str, str], source: str) -> dict[str, str]:
     """File column of each of our columns, where there is one."""
     if unknown := [c for c in chosen if c not in ALIASES]:
-        raise PromptError(f"there is no column {unknown[0]!r}; ours are {_list(COLUMNS)}.")
+        raise PromptError(f"there is no column {unknown[0]!r}; ours are {listed(COLUMNS)}.")
     for ours, name in chosen.items():
         if name not in found:
             close = difflib.get_close_matches(name, found, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise PromptError(
-                f"{source} has no column {name!r} (for {ours}); it has {_list(found)}.{hint}"
+                f"{source} has no column {name!r} (for {ours}); it has {listed(found)}.{hint}"
             )
     return {**find(found, ALIASES), **chosen}
 
@@ -230,7 +232,7 @@ def _checked_constants(constants: Mapping[str, str]) -> dict[str, str]:
     for column, value in out.items():
         allowed = VOCABULARY.get(column)
         if allowed and value not in allowed:
-            raise PromptError(f"{column} cannot be {value!r}; choose from {_list(allowed)}.")
+            raise PromptError(f"{column} cannot be {value!r}; choose from {listed(allowed)}.")
     if {"harm", "style"} <= set(out) and HARM_OF[out["style"]] != out["harm"]:
         raise PromptError(
             f"style {out['style']!r} is {HARM_OF[out['style']]}, not {out['harm']}; give one."
@@ -245,7 +247,7 @@ def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     for label, meaning in labels.items():
         if meaning not in allowed:
             raise PromptError(
-                f"label {label!r} cannot mean {meaning!r}; choose from {_list(sorted(allowed))}."
+                f"label {label!r} cannot mean {meaning!r}; choose from {listed(sorted(allowed))}."
             )
     return {str(label).casefold(): meaning for label, meaning in labels.items()}
 
@@ -267,7 +269,3 @@ def _text(value: Any, column: str, where: str) -> str:
             "no text; correct it."
         ) from e
     return text
-
-
-def _list(values: Iterable[object]) -> str:
-    return ", ".join(str(v) for v in values) or "none"

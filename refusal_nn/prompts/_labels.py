@@ -76,3 +76,8 @@ def quote(text: str, *, width: int = 60) -> str:
     """A prompt as it stands in a message: one line, shortened, in quotes."""
     line = " ".join(text.split())
     return repr(line if len(line) <= width else line[: width - 1].rstrip() + "…")
+
+
+def listed(values: Iterable[object]) -> str:
+    """Values as they stand in a message."""
+    return ", ".join(str(v) for v in values) or "none"

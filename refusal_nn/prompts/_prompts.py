@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts._labelled import Columns, Labelled, frozen
-from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, prompt_id, quote
+from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, listed, prompt_id, quote
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -142,7 +142,7 @@ class Prompts(Labelled):
             allowed = VOCABULARY.get(column) or self._known_categories
             if unknown := [v for v in values if v not in allowed]:
                 raise PromptError(
-                    f"{self.name} has no {column} {unknown[0]!r}; choose from {_and(allowed)}."
+                    f"{self.name} has no {column} {unknown[0]!r}; choose from {listed(allowed)}."
                 )
             keep &= np.isin(self._columns[column].astype(str), values)
         return self[np.flatnonzero(keep)]
@@ -224,8 +224,8 @@ class Prompts(Labelled):
 def _checked(columns: Columns, name: str) -> dict[str, NDArray[np.object_]]:
     if missing := [c for c in COLUMNS if c not in columns]:
         raise PromptError(
-            f"{name} has no column {_and(missing)}; it has {_and(columns) or 'none'} and needs "
-            f"{_and(COLUMNS)}."
+            f"{name} has no column {listed(missing)}; it has {listed(columns)} and needs "
+            f"{listed(COLUMNS)}."
         )
     out = {}
     for column in COLUMNS:
@@ -246,7 +246,7 @@ def _checked(columns: Columns, name: str) -> dict[str, NDArray[np.object_]]:
         for i, value in enumerate(out[column]):
             if value not in allowed:
                 raise PromptError(
-                    f"{name}: row {i + 1} has {column} {value!r}; allowed are {_and(allowed)}."
+                    f"{name}: row {i + 1} has {column} {value!r}; allowed are {listed(allowed)}."
                 )
     for i, (style, harm) in enumerate(zip(out["style"], out["harm"], strict=True)):
         if HARM_OF[style] != harm:
@@ -255,7 +255,3 @@ def _checked(columns: Columns, name: str) -> dict[str, NDArray[np.object_]]:
                 f"{style!r}, which is {HARM_OF[style]}; correct one of them."
             )
     return out
-
-
-def _and(values: Iterable[object]) -> str:
-    return ", ".join(str(v) for v in values)

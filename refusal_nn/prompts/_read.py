@@ -5,16 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from refusal_nn.errors import PromptError
-
-FORMATS = (".csv", ".tsv", ".json", ".jsonl")
-"""File endings that can be read."""
-
-_FLAT = "each prompt must be an object of plain values"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -46,8 +42,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise PromptError(f"cannot read prompts from {path}: {e.strerror}.") from e
     except UnicodeDecodeError as e:
         raise PromptError(f"{path.name} is not UTF-8 (byte {e.start}); save it as UTF-8.") from e
-    reader = {".csv": _csv, ".tsv": _tsv, ".json": _json, ".jsonl": _jsonl}[path.suffix.lower()]
-    rows = list(reader(content, path.name))
+    rows = list(_READERS[path.suffix.lower()](content, path.name))
     if not rows:
         raise PromptError(f"{path.name} holds no prompts.")
     return rows
@@ -78,17 +73,8 @@ def _csv(content: str, name: str, delimiter: str = ",") -> Iterator[dict[str, An
         raise PromptError(f"{name}, line {reader.line_num}: not CSV ({e}).") from e
 
 
-def _tsv(content: str, name: str) -> Iterator[dict[str, Any]]:
-    return _csv(content, name, delimiter="\t")
-
-
 def _json(content: str, name: str) -> Iterator[dict[str, Any]]:
-    try:
-        found = json.loads(content) if content.strip() else []
-    except json.JSONDecodeError as e:
-        raise PromptError(f"{name}, line {e.lineno}: not JSON ({e.msg}).") from e
-    except RecursionError as e:
-        raise PromptError(f"{name} is JSON nested too deeply; {_FLAT}.") from e
+    found = _loads(content, name) if content.strip() else []
     if not isinstance(found, list):
         raise PromptError(
             f"{name} holds a JSON {_kind(found)}; it must hold a list of objects, one a prompt."
@@ -100,15 +86,21 @@ def _json(content: str, name: str) -> Iterator[dict[str, Any]]:
 def _jsonl(content: str, name: str) -> Iterator[dict[str, Any]]:
     # split("\n"), not splitlines(): JSON strings may hold U+2028 and its like unescaped
     for i, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise PromptError(f"{name}, line {i}: not JSON ({e.msg}).") from e
-        except RecursionError as e:
-            raise PromptError(f"{name}, line {i}: JSON nested too deeply; {_FLAT}.") from e
-        yield _row(row, f"{name}, line {i}")
+        if line.strip():
+            yield _row(_loads(line, name, line=i), f"{name}, line {i}")
+
+
+def _loads(text: str, name: str, *, line: int | None = None) -> Any:
+    """What JSON says that is a whole file, or a line of one."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise PromptError(f"{name}, line {line or e.lineno}: not JSON ({e.msg}).") from e
+    except RecursionError as e:
+        where = f"{name}, line {line}: JSON" if line else f"{name} is JSON"
+        raise PromptError(
+            f"{where} nested too deeply; each prompt must be an object of plain values."
+        ) from e
 
 
 def _row(row: Any, where: str) -> dict[str, Any]:
@@ -122,3 +114,13 @@ def _row(row: Any, where: str) -> dict[str, Any]:
 def _kind(value: Any) -> str:
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
+
+
+_READERS: dict[str, Callable[[str, str], Iterator[dict[str, Any]]]] = {
+    ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+    ".json": _json,
+    ".jsonl": _jsonl,
+}
+FORMATS = tuple(_READERS)
+"""File endings that can be read."""

@@ -146,12 +146,10 @@ def _warnings(
 def _small(prompts: Prompts, table: xr.Dataset, width_max: float) -> list[str]:
     """Cells of the test split too small to give a rate with a useful interval."""
     test = table.sel(split="test")
+    counts, widths = test["prompt_count"].values, test["rate_width"].values
     small = [
-        f"{category} {style} n={n} ({width:.2f})"
-        for category in prompts.categories
-        for style in _STYLES
-        if (n := int(test["prompt_count"].sel(category=category, style=style)))
-        and (width := float(test["rate_width"].sel(category=category, style=style))) > width_max
+        f"{prompts.categories[c]} {_STYLES[s]} n={counts[c, s]} ({widths[c, s]:.2f})"
+        for c, s in np.argwhere((counts > 0) & (widths > width_max))
     ]
     if not small:
         return []
