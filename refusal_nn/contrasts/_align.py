@@ -22,8 +22,6 @@ class AlignedPairs:
     ----------
     clean_rows, corrupted_rows : tuple of tuple of int
         Token ids of each formatted prompt; row ``k`` of both has ``lengths[k]`` tokens.
-    lengths : tuple of int
-        Tokens of each pair.
     first_difference : tuple of int
         Where each pair first differs, counted from the end of the prompt (negative). Activations
         before it are the same in both runs, so patching them does nothing.
@@ -31,8 +29,12 @@ class AlignedPairs:
 
     clean_rows: tuple[tuple[int, ...], ...]
     corrupted_rows: tuple[tuple[int, ...], ...]
-    lengths: tuple[int, ...]
     first_difference: tuple[int, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each pair."""
+        return tuple(map(len, self.clean_rows))
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -45,12 +47,11 @@ class AlignedPairs:
         return AlignedPairs(
             tuple(self.clean_rows[k] for k in rows),
             tuple(self.corrupted_rows[k] for k in rows),
-            tuple(self.lengths[k] for k in rows),
             tuple(self.first_difference[k] for k in rows),
         )
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.clean_rows)
 
 
 MIN_SHARED = 0.25
@@ -113,12 +114,7 @@ def align(model: Model, pairs: Pairs, *, min_shared: float = MIN_SHARED) -> Alig
             )
         first.append(where - len(a))
     _check_shared(model, pairs, clean, corrupted, min_shared)
-    return AlignedPairs(
-        tuple(map(tuple, clean)),
-        tuple(map(tuple, corrupted)),
-        tuple(map(len, clean)),
-        tuple(first),
-    )
+    return AlignedPairs(tuple(map(tuple, clean)), tuple(map(tuple, corrupted)), tuple(first))
 
 
 def _check_shared(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import xarray as xr
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
 SIDES = ("clean", "corrupted")
 """The two prompts of a pair: the harmful one, its harmless partner."""
-
-
-def _evenly(length: int, n: int) -> np.ndarray:
-    return np.unique(np.linspace(0, length - 1, min(n, length)).astype(int))
 
 
 class Contrast:
@@ -78,15 +75,17 @@ class Contrast:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> Contrast:
+    def take(self, rows: Sequence[int] | np.ndarray) -> Self:
         """Some of the pairs, in the order given."""
         kept = np.asarray(rows, dtype=int)
-        aligned = self.aligned.take(kept.tolist())
-        return Contrast(self.model, self.pairs[kept], self.metric, aligned=aligned)
+        taken = copy(self)
+        taken.pairs = self.pairs[kept]
+        taken.aligned = self.aligned.take(kept.tolist())
+        return taken
 
-    def spread(self, n: int) -> Contrast:
+    def spread(self, n: int) -> Self:
         """At most ``n`` of the pairs, evenly spaced in their order."""
-        return self.take(_evenly(len(self), n))
+        return self.take(np.unique(np.linspace(0, len(self) - 1, min(n, len(self))).astype(int)))
 
     def batch(self, side: str, rows: slice | Sequence[int] = slice(None)) -> Batch:
         """The prompts of one side of some pairs, padded.
@@ -97,10 +96,7 @@ class Contrast:
         rows : slice or sequence of int
             Pairs.
         """
-        tokens = {
-            "clean": self.aligned.clean_rows,
-            "corrupted": self.aligned.corrupted_rows,
-        }[side]
+        tokens = getattr(self.aligned, f"{side}_rows")
         chosen = tokens[rows] if isinstance(rows, slice) else [tokens[k] for k in rows]
         return pad(chosen, self.model.pad_token)
 
@@ -219,14 +215,12 @@ class Measured(Contrast):
         """What there is to move, ``[pair]``: clean minus corrupted."""
         return self.clean - self.corrupted
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> Measured:
+    def take(self, rows: Sequence[int] | np.ndarray) -> Self:
         """Some of the pairs, in the order given."""
         kept = np.asarray(rows, dtype=int)
-        return Measured(super().take(rows), self.clean[kept], self.corrupted[kept], self.dropped)
-
-    def spread(self, n: int) -> Measured:
-        """At most ``n`` of the pairs, evenly spaced in their order."""
-        return self.take(_evenly(len(self), n))
+        taken = super().take(kept)
+        taken.clean, taken.corrupted = self.clean[kept], self.corrupted[kept]
+        return taken
 
     def screened(self) -> Measured:
         """The pairs that the model treats as labelled, by the sign of the refusal log-odds.
@@ -263,5 +257,5 @@ class Measured(Contrast):
 
     def variables(self) -> dict[str, Any]:
         """Texts and unpatched metrics over dim ``prompt``."""
-        metrics = zip(SIDES, (self.clean, self.corrupted), strict=True)
-        return super().variables() | {f"{side}_metric": ("prompt", x) for side, x in metrics}
+        metrics = {f"{side}_metric": ("prompt", getattr(self, side)) for side in SIDES}
+        return super().variables() | metrics

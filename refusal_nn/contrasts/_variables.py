@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
-from refusal_nn.store.variables import Spec, register
+from refusal_nn.store.variables import register, specs
 
-_ARDITI = "Arditi et al. 2024"
-_GRID = ("intervention", "coefficient", "position", "layer", "candidate", "prompt")
-_ANY = ("intervention", "coefficient", "position", "layer", "candidate")
+_GRID = "[intervention], [coefficient], [position], [layer], [candidate], prompt"
 
 register(
-    Spec(
-        "clean_metric",
-        ("prompt",),
+    *specs(
         "float",
         "unit of the metric",
-        "Metric of the unpatched run on the harmful prompt; the attrs name the metric",
+        "",
+        "prompt",
+        clean_metric="Metric of the unpatched run on the harmful prompt; the attrs name the metric",
+        corrupted_metric="Metric of the unpatched run on the harmless prompt",
     ),
-    Spec(
-        "corrupted_metric",
-        ("prompt",),
-        "float",
-        "unit of the metric",
-        "Metric of the unpatched run on the harmless prompt",
-    ),
-    Spec(
-        "refusal_score",
-        _GRID,
+    *specs(
         "float",
         "nats",
-        "Log-odds of the refusal tokens at the last prompt position; higher = more refusal",
-        f"{_ARDITI}, section 3.1",
-        optional=_ANY,
+        "Arditi et al. 2024, section 3.1",
+        _GRID,
+        refusal_score="Log-odds of the refusal tokens at the last prompt position; higher = more refusal",
     ),
-    Spec(
-        "first_token",
-        ("prompt",),
+    *specs(
         "int",
         "token id",
-        "First token of the greedy completion; -1 if it is empty",
-    ),
-    Spec("refusal_token", ("token",), "int", "token id", "Tokens that begin a refusal"),
-    Spec("refusal_token_text", ("token",), "string", "", "Text of each refusal token"),
-    Spec(
-        "completion",
-        _GRID,
-        "string",
         "",
-        "Greedy completion, special tokens left out",
-        optional=_ANY,
+        "prompt",
+        first_token="First token of the greedy completion; -1 if it is empty",
     ),
-    Spec(
-        "completion_tokens",
-        (*_GRID, "token"),
+    *specs("int", "token id", "", "token", refusal_token="Tokens that begin a refusal"),
+    *specs("string", "", "", "token", refusal_token_text="Text of each refusal token"),
+    *specs("string", "", "", _GRID, completion="Greedy completion, special tokens left out"),
+    *specs(
         "int",
         "token id",
-        "Generated tokens; -1 after the end",
-        optional=_ANY,
+        "",
+        f"{_GRID}, token",
+        completion_tokens="Generated tokens; -1 after the end",
     ),
-    Spec(
-        "n_tokens",
-        _GRID,
-        "int",
-        "tokens",
-        "Length of the completion, end token left out",
-        optional=_ANY,
-    ),
+    *specs("int", "tokens", "", _GRID, n_tokens="Length of the completion, end token left out"),
 )

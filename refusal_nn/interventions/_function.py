@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from refusal_nn.errors import InterventionError
-from refusal_nn.interventions._intervention import Intervention, check_site, set_field
+from refusal_nn.interventions._intervention import Intervention, set_field
 from refusal_nn.interventions._source import qualified, source_hash, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-
-    from refusal_nn.models import Architecture
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,34 +76,34 @@ class FunctionIntervention(Intervention):
     args: Mapping[str, Any] = field(default_factory=dict)
     site: str = "resid_pre"
     kind: ClassVar[str] = "function"
+    _operation: ClassVar[str] = "call"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_site(self.site, type(self).__name__)
         function = self.function
         if not isinstance(function, FunctionType):
-            raise InterventionError(
-                f"FunctionIntervention: a function is needed, got a {type(function).__name__}; wrap it "
+            raise self._error(
+                f"a function is needed, got a {type(function).__name__}; wrap it "
                 "in a function defined with def at the top level of your file."
             )
         name = qualified(function)
         if "<" in function.__qualname__ or "." in function.__qualname__ or function.__closure__:
-            raise InterventionError(
-                f"FunctionIntervention: {name} is a lambda, a method or defined inside another "
+            raise self._error(
+                f"{name} is a lambda, a method or defined inside another "
                 "function, so that its name does not tell what it does; define it with def at the top "
                 "level of your file and pass what it needs in args."
             )
         source_of(function)
         if not isinstance(self.args, Mapping):
-            raise InterventionError(
-                f"FunctionIntervention: args is a {type(self.args).__name__}; give the arguments of "
+            raise self._error(
+                f"args is a {type(self.args).__name__}; give the arguments of "
                 f"{name} by name, such as {{'bound': 3.0}}."
             )
         try:
             inspect.signature(function).bind(None, **self.args)
         except TypeError as error:
-            raise InterventionError(
-                f"FunctionIntervention: {name} cannot be called with an activation and the arguments "
+            raise self._error(
+                f"{name} cannot be called with an activation and the arguments "
                 f"{', '.join(self.args) or '(none)'}: {error}."
             ) from error
         set_field(self, "args", {str(k): _own(v, f"argument {k!r}") for k, v in self.args.items()})
@@ -113,23 +111,11 @@ class FunctionIntervention(Intervention):
     def encode(self) -> dict[str, Any]:
         """Names and hashes; the fields that are data."""
         return {
-            "kind": self.kind,
+            **super().encode(),
             "function": qualified(self.function),
             "source_sha256": source_hash(cast(FunctionType, self.function)),
-            "args": {name: _described(value) for name, value in self.args.items()},
-            "site": self.site,
-            "when": self.when,
-            **{
-                name: None if (value := getattr(self, name)) is None else list(value)
-                for name in ("layers", "positions", "heads")
-            },
+            "args": _described(self.args),
         }
-
-    def _operation(self) -> str:
-        return "call"
-
-    def _edit_args(self, arch: Architecture, layer: int, site: str) -> dict[str, np.ndarray]:
-        return {}
 
     def _edit_plain(self) -> dict[str, Any]:
         return {"function": self.function, "args": self.args, "name": qualified(self.function)}

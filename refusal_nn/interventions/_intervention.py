@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,8 +34,8 @@ class Edit:
     site: str
     operation: str
     args: Mapping[str, Any]
-    positions: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
+    positions: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
     when: str = "prompt"
     rows: tuple[int, ...] | None = None
     pick: tuple[int, ...] | None = None
@@ -44,7 +43,7 @@ class Edit:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Intervention(ABC):
+class Intervention:
     """What every intervention shares: layers, positions, heads, time.
 
     Parameters
@@ -66,6 +65,8 @@ class Intervention(ABC):
     when: str = "all"
 
     kind: ClassVar[str]
+    _operation: ClassVar[str]
+    """What the walk does; see :class:`Edit`."""
     _arrays: ClassVar[tuple[str, ...]] = ()
     _row_arrays: ClassVar[tuple[str, ...]] = ()  # those whose first of several axes is the row
 
@@ -73,20 +74,25 @@ class Intervention(ABC):
         for name in ("layers", "positions", "heads"):
             value = getattr(self, name)
             if value is not None:
-                set_field(self, name, whole(value, name, type(self).__name__))
+                set_field(self, name, self._whole(name, value))
         for name in self._arrays:
-            set_field(self, name, vector(getattr(self, name), name, type(self).__name__))
+            set_field(self, name, self._vector(name, getattr(self, name)))
         if self.when not in ("all", "prompt"):
-            raise InterventionError(
-                f"{type(self).__name__}: when={self.when!r} is not 'all' or 'prompt'."
-            )
+            raise self._error(f"when={self.when!r} is not 'all' or 'prompt'.")
         if self.positions is not None:
             if any(p >= 0 for p in self.positions):
-                raise InterventionError(
-                    f"{type(self).__name__}: positions count from the end of the prompt, so they "
-                    f"are negative (-1 is the last prompt token); got {list(self.positions)}."
+                raise self._error(
+                    "positions count from the end of the prompt, so they are negative (-1 is the last "
+                    f"prompt token); got {list(self.positions)}."
                 )
             set_field(self, "when", "prompt")
+        for site in self._chosen_sites():
+            if site not in BLOCK_SITES:
+                raise self._error(f"no site {site!r}; sites are {', '.join(BLOCK_SITES)}.")
+
+    def _error(self, text: str) -> InterventionError:
+        """What is wrong, with the name of the class before it."""
+        return InterventionError(f"{type(self).__name__}: {text}")
 
     def edits(self, arch: Architecture) -> Iterator[Edit]:
         """The edits this makes on a model, in any order; the walk sorts them.
@@ -102,10 +108,10 @@ class Intervention(ABC):
                 yield Edit(
                     layer,
                     site,
-                    self._operation(),
+                    self._operation,
                     self._edit_args(arch, layer, site),
-                    _tuple(self.positions),
-                    _tuple(self.heads),
+                    self.positions,
+                    self.heads,
                     self.when,
                     plain=self._edit_plain(),
                 )
@@ -137,101 +143,75 @@ class Intervention(ABC):
             out[f.name] = value
         return out
 
-    @abstractmethod
-    def _operation(self) -> str:
-        """Name of the walk's operation."""
-
-    @abstractmethod
     def _edit_args(self, arch: Architecture, layer: int, site: str) -> dict[str, np.ndarray]:
         """Arrays of the walk's operation."""
+        return {name: getattr(self, name) for name in self._arrays}
 
     def _edit_plain(self) -> dict[str, Any]:
         """What the walk's operation takes as it is."""
         return {}
 
-    def _chosen_sites(self) -> tuple[str, ...]:
+    def _chosen_sites(self) -> Sequence[str]:
         return (self.site,)  # type: ignore[attr-defined]
 
     def _chosen_layers(self, arch: Architecture) -> Sequence[int]:
         if self.layers is None:
             return range(arch.n_layers)
-        for layer in self.layers:
-            if not 0 <= layer < arch.n_layers:
-                raise InterventionError(
-                    f"{type(self).__name__}: layer {layer} is not in 0..{arch.n_layers - 1}, "
-                    "the blocks of this model."
-                )
+        self._check_range("layer", self.layers, arch.n_layers, "the blocks of this model")
         return self.layers
+
+    def _check_range(self, what: str, given: Sequence[int], n: int, those: str) -> None:
+        for number in given:
+            if not 0 <= number < n:
+                raise self._error(f"{what} {number} is not in 0..{n - 1}, {those}.")
 
     def _check(self, arch: Architecture, layer: int, site: str) -> None:
         place = arch.place(site)
         if self.heads is not None:
             if not place.heads:
-                raise InterventionError(
-                    f"{type(self).__name__}: site {site!r} has no heads; use one of "
-                    f"{', '.join(HEAD_SITES)} or leave heads out."
+                raise self._error(
+                    f"site {site!r} has no heads; use one of {', '.join(HEAD_SITES)} or leave heads "
+                    "out."
                 )
-            for head in self.heads:
-                if not 0 <= head < place.heads:
-                    raise InterventionError(
-                        f"{type(self).__name__}: head {head} is not in 0..{place.heads - 1}, the "
-                        f"heads at {site!r}."
-                    )
+            self._check_range("head", self.heads, place.heads, f"the heads at {site!r}")
         width = arch.d_head if place.heads else arch.d_model
         for name in self._arrays:
             got = getattr(self, name).shape[-1]
             if got != width:
-                raise InterventionError(
-                    f"{type(self).__name__}: {name} has {got} components, but {site!r} of this "
-                    f"model has {width}."
+                raise self._error(
+                    f"{name} has {got} components, but {site!r} of this model has {width}."
                 )
+
+    def _whole(self, name: str, values: Any) -> tuple[int, ...]:
+        """Whole numbers, each named once, from one or several."""
+        try:
+            given = [values] if np.ndim(values) == 0 else list(values)
+            out = tuple(int(v) for v in given)
+            if any(v != o for v, o in zip(given, out, strict=True)):
+                raise ValueError("not whole")
+        except (TypeError, ValueError) as error:
+            raise self._error(f"{name} must be whole numbers, got {values!r}.") from error
+        if not out:
+            raise self._error(f"{name} is empty; leave it out to mean all of them.")
+        if twice := [v for i, v in enumerate(out) if v in out[:i]]:
+            raise self._error(f"{name} names {twice[0]} twice; name each once.")
+        return out
+
+    def _vector(self, name: str, value: Any) -> np.ndarray:
+        """A finite array of float64 that nobody can change."""
+        if value is None:
+            raise self._error(f"{name} is required.")
+        if hasattr(value, "detach"):  # a torch tensor, on any device and in any dtype
+            value = value.detach().cpu().double().numpy()
+        array = np.array(value, dtype=np.float64)
+        if array.ndim == 0 or array.size == 0:
+            raise self._error(f"{name} must be a vector, got shape {array.shape}.")
+        if not np.isfinite(array).all():
+            raise self._error(f"{name} contains NaN or infinity.")
+        array.setflags(write=False)
+        return array
 
 
 def set_field(obj: object, name: str, value: object) -> None:
     """Set a field while the object is made."""
     object.__setattr__(obj, name, value)  # the dataclass is frozen; this is construction
-
-
-def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if values is None else tuple(values)
-
-
-def whole(values: Any, name: str, owner: str) -> tuple[int, ...]:
-    """Whole numbers, each named once, from one or several."""
-    try:
-        given = [values] if np.ndim(values) == 0 else list(values)
-        out = tuple(int(v) for v in given)
-        if any(v != o for v, o in zip(given, out, strict=True)):
-            raise ValueError("not whole")
-    except (TypeError, ValueError) as error:
-        raise InterventionError(
-            f"{owner}: {name} must be whole numbers, got {values!r}."
-        ) from error
-    if not out:
-        raise InterventionError(f"{owner}: {name} is empty; leave it out to mean all of them.")
-    twice = [v for i, v in enumerate(out) if v in out[:i]]
-    if twice:
-        raise InterventionError(f"{owner}: {name} names {twice[0]} twice; name each once.")
-    return out
-
-
-def vector(value: Any, name: str, owner: str) -> np.ndarray:
-    """A finite array of float64 that nobody can change."""
-    if value is None:
-        raise InterventionError(f"{owner}: {name} is required.")
-    if hasattr(value, "detach"):  # a torch tensor, on any device and in any dtype
-        value = value.detach().cpu().double().numpy()
-    array = np.array(value, dtype=np.float64)
-    if array.ndim == 0 or array.size == 0:
-        raise InterventionError(f"{owner}: {name} must be a vector, got shape {array.shape}.")
-    if not np.isfinite(array).all():
-        raise InterventionError(f"{owner}: {name} contains NaN or infinity.")
-    array.setflags(write=False)
-    return array
-
-
-def check_site(site: str, owner: str) -> str:
-    """The site, if there is one of this name."""
-    if site not in BLOCK_SITES:
-        raise InterventionError(f"{owner}: no site {site!r}; sites are {', '.join(BLOCK_SITES)}.")
-    return site

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from refusal_nn.errors import InterventionError
-from refusal_nn.interventions._intervention import Intervention, check_site, set_field
+from refusal_nn.interventions._intervention import Intervention, set_field
 from refusal_nn.models.sites import WRITES
 
 if TYPE_CHECKING:
@@ -38,18 +37,16 @@ class DirectionalAblation(Intervention):
     direction: Any = None
     sites: Sequence[str] = WRITES
     kind: ClassVar[str] = "directional_ablation"
+    _operation: ClassVar[str] = "ablate"
     _arrays: ClassVar[tuple[str, ...]] = ("direction",)
     _row_arrays = _arrays
 
     def __post_init__(self) -> None:
+        set_field(self, "sites", tuple(self.sites))
         super().__post_init__()
-        set_field(self, "sites", tuple(check_site(s, type(self).__name__) for s in self.sites))
 
-    def _chosen_sites(self) -> tuple[str, ...]:
-        return tuple(self.sites)
-
-    def _operation(self) -> str:
-        return "ablate"
+    def _chosen_sites(self) -> Sequence[str]:
+        return self.sites
 
     def _edit_args(self, arch: Architecture, layer: int, site: str) -> dict[str, np.ndarray]:
         norm = np.linalg.norm(self.direction, axis=-1, keepdims=True)
@@ -77,24 +74,19 @@ class ActivationAddition(Intervention):
     coefficient: float = 1.0
     site: str = "resid_pre"
     kind: ClassVar[str] = "activation_addition"
+    _operation: ClassVar[str] = "add"
     _arrays: ClassVar[tuple[str, ...]] = ("direction",)
     _row_arrays = _arrays
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_site(self.site, type(self).__name__)
         if not np.isfinite(self.coefficient):
-            raise InterventionError(
-                f"ActivationAddition: coefficient is {self.coefficient}; give a finite number."
-            )
+            raise self._error(f"coefficient is {self.coefficient}; give a finite number.")
         if self.layers is None:
-            raise InterventionError(
-                "ActivationAddition: name the layers to add at, for example layers=[best.layer]; "
+            raise self._error(
+                "name the layers to add at, for example layers=[best.layer]; "
                 "adding at every block would apply the vector once per block."
             )
-
-    def _operation(self) -> str:
-        return "add"
 
     def _edit_args(self, arch: Architecture, layer: int, site: str) -> dict[str, np.ndarray]:
         return {"direction": self.coefficient * self.direction}
@@ -106,13 +98,7 @@ class ZeroAblation(Intervention):
 
     site: str = "attn_out"
     kind: ClassVar[str] = "zero_ablation"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_site(self.site, type(self).__name__)
-
-    def _operation(self) -> str:
-        return "set"
+    _operation: ClassVar[str] = "set"
 
     def _edit_args(self, arch: Architecture, layer: int, site: str) -> dict[str, np.ndarray]:
         return {"value": np.zeros(arch.d_head if arch.place(site).heads else arch.d_model)}
@@ -132,22 +118,16 @@ class MeanAblation(Intervention):
     mean: Any = None
     site: str = "attn_out"
     kind: ClassVar[str] = "mean_ablation"
+    _operation: ClassVar[str] = "set"
     _arrays: ClassVar[tuple[str, ...]] = ("mean",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_site(self.site, type(self).__name__)
-
-    def _operation(self) -> str:
-        return "set"
 
     def _edit_args(self, arch: Architecture, layer: int, site: str) -> dict[str, np.ndarray]:
         if self.mean.ndim == 1:
             return {"value": self.mean}
         layers = list(self._chosen_layers(arch))
         if len(self.mean) != len(layers):
-            raise InterventionError(
-                f"MeanAblation: mean has {len(self.mean)} rows for {len(layers)} layers; give one "
+            raise self._error(
+                f"mean has {len(self.mean)} rows for {len(layers)} layers; give one "
                 "row a layer, or a single vector."
             )
         return {"value": self.mean[layers.index(layer)]}
@@ -172,19 +152,19 @@ class Patch(Intervention):
     value: Any = None
     site: str = "resid_pre"
     kind: ClassVar[str] = "patch"
+    _operation: ClassVar[str] = "set"
     _arrays: ClassVar[tuple[str, ...]] = ("value",)
     _row_arrays = _arrays
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_site(self.site, type(self).__name__)
         if self.value.ndim > 2 and self.positions is None:
-            raise InterventionError(
-                "Patch: a value with a position axis needs positions=... to say which they are."
+            raise self._error(
+                "a value with a position axis needs positions=... to say which they are."
             )
         if self.value.ndim > 2 and self.value.shape[1] != len(self.positions or ()):
-            raise InterventionError(
-                f"Patch: value has {self.value.shape[1]} positions but positions names "
+            raise self._error(
+                f"value has {self.value.shape[1]} positions but positions names "
                 f"{len(self.positions or ())}."
             )
 
@@ -195,14 +175,8 @@ class Patch(Intervention):
         n_heads = arch.place(site).heads
         axes: tuple[int, ...] = (len(self.heads or range(n_heads)),) if n_heads else ()
         if self.value.shape[2:-1] != axes:
-            raise InterventionError(
-                f"Patch: value has shape {self.value.shape}, but at {site!r} a value by position is "
+            raise self._error(
+                f"value has shape {self.value.shape}, but at {site!r} a value by position is "
                 f"[row, position, {'head, ' if n_heads else ''}width]"
                 f"{f' with {axes[0]} heads' if n_heads else ''}."
             )
-
-    def _operation(self) -> str:
-        return "set"
-
-    def _edit_args(self, arch: Architecture, layer: int, site: str) -> dict[str, np.ndarray]:
-        return {"value": self.value}

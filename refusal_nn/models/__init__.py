@@ -13,7 +13,7 @@ from refusal_nn.models import _anyio  # noqa: F401 - before a script that import
 
 if TYPE_CHECKING:
     from refusal_nn.models._architecture import Architecture, Place, build_architecture
-    from refusal_nn.models._backend import BACKENDS, Backend, Loading
+    from refusal_nn.models._backend import BACKENDS, Backend, Loading, Reading
     from refusal_nn.models._catalogue import EMBEDDED, embedded_path
     from refusal_nn.models._chat import Chat
     from refusal_nn.models._families import Family
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "refusal_nn.models._architecture": ("Architecture", "Place", "build_architecture"),
-    "refusal_nn.models._backend": ("BACKENDS", "Backend", "Loading"),
+    "refusal_nn.models._backend": ("BACKENDS", "Backend", "Loading", "Reading"),
     "refusal_nn.models._catalogue": ("EMBEDDED", "embedded_path"),
     "refusal_nn.models._chat": ("Chat",),
     "refusal_nn.models._families": ("Family",),
@@ -57,6 +57,7 @@ __all__ = [
     "Loading",
     "Model",
     "Place",
+    "Reading",
     "build_architecture",
     "embedded_path",
     "load_model",

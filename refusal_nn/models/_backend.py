@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict
 
 import torch
 
@@ -28,6 +28,14 @@ BACKENDS = {
 """Name to the class, as ``module:name``."""
 
 
+class Reading(TypedDict, total=False):
+    """How a model's files are read: keywords of ``from_pretrained``."""
+
+    revision: str | None
+    trust_remote_code: bool
+    attn_implementation: str | None
+
+
 @dataclass(frozen=True)
 class Loading:
     """What :func:`refusal_nn.load_model` was asked for.
@@ -38,8 +46,8 @@ class Loading:
         As given, and the folder or hub id it means.
     dtype : torch.dtype or None
         None: the checkpoint's own, or what the server runs.
-    reading : mapping
-        ``revision``, ``trust_remote_code`` and ``attn_implementation``.
+    reading : Reading
+        All of its keys.
     chat_template, device : str or None
     elsewhere : mapping
         ``host``, ``limits`` and ``detach``, those that were given.
@@ -48,7 +56,7 @@ class Loading:
     name: str
     source: str
     dtype: torch.dtype | None = None
-    reading: Mapping[str, Any] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
     chat_template: str | None = None
     device: str | None = None
     elsewhere: Mapping[str, Any] = field(default_factory=dict)

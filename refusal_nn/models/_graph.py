@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -231,13 +232,7 @@ class EdgeGraph:
             raise RequestError(
                 f"this graph has no reader {dst!r}; readers look like {self.dst[0]!r}."
             )
-        if dst == LOGITS:
-            return ()
-        if dst.endswith(("<k>", "<v>")):
-            stem, kv = dst[:-3].split(".h")
-            first = int(kv) * self.group
-            return tuple(f"{stem}.h{h}" for h in range(first, first + self.group))
-        return (dst.removesuffix("<q>"),)
+        return tuple(compress(self.src, self.belongs[:, self._dst_index[dst]]))
 
     def dst_of(self, src: str) -> tuple[str, ...]:
         """The readers that a writer's output depends on directly; empty for ``input``.

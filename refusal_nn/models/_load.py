@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
 from refusal_nn.errors import ModelError, RequestError
 from refusal_nn.models._architecture import build_architecture
-from refusal_nn.models._backend import Backend, Loading, backend_class
+from refusal_nn.models._backend import Backend, Loading, Reading, backend_class
 from refusal_nn.models._catalogue import EMBEDDED, embedded_path
 from refusal_nn.models._commit import commit_of
 from refusal_nn.models._hashes import weights_hash
@@ -21,12 +21,12 @@ from refusal_nn.models._model import Model
 if TYPE_CHECKING:
     from refusal_nn.backends import Limits
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")
 }
+
+# False, not None: transformers would ask at the terminal whether to trust
+_READING: Reading = {"revision": None, "trust_remote_code": False, "attn_implementation": None}
 
 
 def load_model(
@@ -36,12 +36,10 @@ def load_model(
     host: str | None = None,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
-    revision: str | None = None,
     chat_template: str | None = None,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
     limits: Limits | None = None,
     detach: bool = False,
+    **reading: Unpack[Reading],
 ) -> Model:
     """Load a chat model by embedded name, local folder or hub id.
 
@@ -61,19 +59,19 @@ def load_model(
     dtype : str or torch.dtype, optional
         ``float32``, ``float64``, ``bfloat16`` or ``float16``; default the checkpoint's own, or what
         the server runs.
-    revision : str, optional
-        Branch, tag or commit of a hub model.
     chat_template : str, optional
         A Jinja file, or ``raw``; default the tokenizer's own template.
-    trust_remote_code : bool
-        Run code from the model's repository. Never by default.
-    attn_implementation : str, optional
-        ``sdpa`` or ``eager``; default the model's own.
     limits : Limits, optional
         How work is cut into jobs for ``ndif``, and how long one is waited for.
     detach : bool
         For ``ndif``: runs submit a stage's jobs and raise :class:`~refusal_nn.errors.Detached`; the
         same request made again collects them.
+    revision : str, optional
+        Branch, tag or commit of a hub model.
+    trust_remote_code : bool
+        Run code from the model's repository. Never by default.
+    attn_implementation : str, optional
+        ``sdpa`` or ``eager``; default the model's own.
 
     Raises
     ------
@@ -85,18 +83,15 @@ def load_model(
     UnavailableError
         If no NDIF server answers.
     """
-    chosen, source = backend_class(backend), _source(name)
+    if unknown := reading.keys() - _READING.keys():
+        raise TypeError(f"load_model() got an unexpected keyword argument {min(unknown)!r}")
     elsewhere = {"host": host, "limits": limits, "detach": detach or None}
-    return chosen.load(
+    return backend_class(backend).load(
         Loading(
             name,
-            source,
+            _source(name),
             dtype=_dtype(dtype),
-            reading={
-                "revision": revision,
-                "trust_remote_code": trust_remote_code,
-                "attn_implementation": attn_implementation,
-            },
+            reading={**_READING, **reading},
             chat_template=chat_template,
             device=device,
             elsewhere={k: v for k, v in elsewhere.items() if v is not None},
@@ -119,14 +114,12 @@ def load_here(asked: Loading, backend: Backend) -> Model:
             f"host, deadline and detach are for backend ndif, not for {backend.name}; leave them out "
             "or pass --backend ndif."
         )
-    source = asked.source
+    name, source = asked.name, asked.source
     nn_model, tokenizer, report = _read(asked, **_placement(asked.device))
     model = wrap_model(
         nn_model,
         tokenizer,
-        name=folder_name(asked.name)
-        if asked.name not in EMBEDDED and Path(source).is_dir()
-        else asked.name,
+        name=folder_name(name) if name not in EMBEDDED and Path(source).is_dir() else name,
         source=source,
         backend=backend,
         revision=asked.reading["revision"],
@@ -267,11 +260,8 @@ def read_tokenizer(asked: Loading) -> Any:
     """The tokenizer of a folder or hub id."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        asked.source,
-        revision=asked.reading["revision"],
-        trust_remote_code=asked.reading["trust_remote_code"],
-    )
+    reading = {k: v for k, v in asked.reading.items() if k != "attn_implementation"}
+    return AutoTokenizer.from_pretrained(asked.source, **reading)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,8 +58,6 @@ class Model:
     weights_hash: str = ""
     verified: bool = False
     lock: Any = field(default_factory=threading.RLock, repr=False)
-    _chat: Chat | None = field(default=None, repr=False)
-    _tokenizer_hash: str = field(default="", repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a trace that is sent elsewhere, ``model`` is its nnsight model and its sizes.
@@ -100,7 +99,7 @@ class Model:
         """Width of one head."""
         return self.arch.d_head
 
-    @property
+    @cached_property
     def chat(self) -> Chat:
         """The chat template and its end-of-instruction span.
 
@@ -109,9 +108,7 @@ class Model:
         ModelError
             If the model has no template and none was given.
         """
-        if self._chat is None:
-            self._chat = Chat(self.tokenizer, self.chat_template, name=self.name)
-        return self._chat
+        return Chat(self.tokenizer, self.chat_template, name=self.name)
 
     @property
     def eos_tokens(self) -> list[int]:
@@ -119,16 +116,14 @@ class Model:
         eos = getattr(getattr(self.module, "generation_config", None), "eos_token_id", None)
         if eos is None:
             eos = self.tokenizer.eos_token_id
-        return (
-            [] if eos is None else ([int(eos)] if isinstance(eos, int) else [int(e) for e in eos])
-        )
+        if eos is None:
+            return []
+        return [int(e) for e in ([eos] if isinstance(eos, int) else eos)]
 
-    @property
+    @cached_property
     def tokenizer_hash(self) -> str:
         """16 hex digits of the whole tokenizer and of the tokens that end a completion."""
-        if not self._tokenizer_hash:
-            self._tokenizer_hash = tokenizer_hash(self.tokenizer, self.eos_tokens)
-        return self._tokenizer_hash
+        return tokenizer_hash(self.tokenizer, self.eos_tokens)
 
     @property
     def pad_token(self) -> int:

@@ -53,6 +53,10 @@ class Subject:
             )
         )
 
+    def refusal_scores(self, instructions: Sequence[str]) -> Tensor:
+        """Log-odds of the refusal tokens after each prompt, (prompt,), nats."""
+        return refusal_score(last_logits(self, instructions), self.refusal_tokens)
+
 
 def ablated(subject: Subject, direction: Tensor) -> AbstractContextManager[None]:
     """Remove a direction, (d_model,), from every block's input and every sublayer's output."""
@@ -164,10 +168,10 @@ def score_candidates(
         for layer in range(len(subject.blocks)):
             vector = means[p, layer].to(subject.model.dtype)
             with ablated(subject, vector):
-                bypass = refusal_score(last_logits(subject, harmful_val), subject.refusal_tokens)
+                bypass = subject.refusal_scores(harmful_val)
                 divergence = kl(base, last_logits(subject, harmless_val))
             with added(subject, vector, layer):
-                induce = refusal_score(last_logits(subject, harmless_val), subject.refusal_tokens)
+                induce = subject.refusal_scores(harmless_val)
             rows.append(
                 Candidate(
                     position=p - n_positions,

@@ -15,6 +15,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,9 @@ def completions(subject: Subject, seed: int = 0) -> Iterator[dict[str, Any]]:
         while shuffled == ids:
             draw.shuffle(shuffled)
         yield row(shuffled, "shuffled", True)
-    yielded = 0
-    for ids in _overdriven(subject, harmless, draw):
-        made = row(ids, "over-strong edit", True)
-        if ids and made["text"] not in known:
-            yield made
-            yielded += 1
-            if yielded == EACH:
-                return
-    raise RuntimeError(
-        f"only {yielded} of {EACH} over-strong edits broke the text; raise STRENGTHS"
-    )
+    overdriven = _overdriven(subject, harmless, draw)
+    made = (row(ids, "over-strong edit", True) for ids in overdriven if ids)
+    yield from islice((one for one in made if one["text"] not in known), EACH)
 
 
 def _loop(ids: Sequence[int], period: int, draw: random.Random) -> list[int]:
@@ -97,7 +90,10 @@ def _loop(ids: Sequence[int], period: int, draw: random.Random) -> list[int]:
 def _overdriven(
     subject: Subject, instructions: Sequence[str], draw: random.Random
 ) -> Iterator[list[int]]:
-    """Completions under additions of random vectors far larger than the residual stream."""
+    """Completions under additions of random vectors far larger than the residual stream, without end.
+
+    Where few of them break the text, the STRENGTHS are too small.
+    """
     width = subject.model.config.hidden_size
     while True:
         for strength in STRENGTHS:
