@@ -20,7 +20,9 @@ def shape_of(asked: Loading) -> tuple[Any, Any, str | None]:
     from transformers import GenerationConfig
 
     source, revision = asked.source, asked.reading["revision"]
-    options = {k: asked.reading[k] or None for k in ("attn_implementation", "trust_remote_code")}
+    options: dict[str, Any] = {
+        k: asked.reading[k] or None for k in ("attn_implementation", "trust_remote_code")
+    }
     options["dtype"] = asked.dtype
     with not_loaded(source), quiet():
         tokenizer = read_tokenizer(asked)

@@ -174,8 +174,13 @@ def _one_draw(
         [t for t, s in zip(sample, score.tolist(), strict=True) if (s > 0) == (i % 2 == 0)]
         for i, (sample, score) in enumerate(zip(samples, scores, strict=True))
     ]
-    names = ("harmful_train", "harmless_train", "harmful_val", "harmless_val")
-    candidates = pipeline.score_candidates(subject, **dict(zip(names, kept, strict=True)))
+    candidates = pipeline.score_candidates(
+        subject,
+        harmful_train=kept[0],
+        harmless_train=kept[1],
+        harmful_val=kept[2],
+        harmless_val=kept[3],
+    )
     good = pipeline.admissible(candidates, len(subject.blocks))
     result: dict[str, Any] = {
         "seed": seed,
