@@ -97,6 +97,6 @@ def of_clean_run(taken: dict[str, Any], args: dict[str, Any]) -> dict[str, torch
     readout = last_token(taken["readout"])
     return {
         "resid_pre": taken["resid_pre"],
-        "readout": readout,
+        "readout": taken["readout"],
         "metric": metric_values(readout, args["metric"], readout),
     }
