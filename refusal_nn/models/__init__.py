@@ -5,9 +5,9 @@ Of ours nothing is imported until it is used, so that :mod:`refusal_nn.models.si
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from refusal_nn._lazy import lazy
 from refusal_nn._renamed import renamed
 from refusal_nn.models import _anyio  # noqa: F401 - before a script that imports us imports nnsight
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from refusal_nn.models.sites import BLOCK_SITES, HEAD_SITES, SITES
 
 _WHERE = {
-    "refusal_nn.models._architecture": ("Architecture", "Place", "build_architecture"),
-    "refusal_nn.models._backend": ("BACKENDS", "Backend", "Loading", "Reading"),
-    "refusal_nn.models._catalogue": ("EMBEDDED", "embedded_path"),
-    "refusal_nn.models._chat": ("Chat",),
-    "refusal_nn.models._families": ("Family",),
-    "refusal_nn.models._load": ("DTYPES", "load_model", "quiet", "wrap_model"),
-    "refusal_nn.models._model": ("Model",),
-    "refusal_nn.models.sites": ("BLOCK_SITES", "HEAD_SITES", "SITES"),
+    "_architecture": ("Architecture", "Place", "build_architecture"),
+    "_backend": ("BACKENDS", "Backend", "Loading", "Reading"),
+    "_catalogue": ("EMBEDDED", "embedded_path"),
+    "_chat": ("Chat",),
+    "_families": ("Family",),
+    "_load": ("DTYPES", "load_model", "quiet", "wrap_model"),
+    "_model": ("Model",),
+    "sites": ("BLOCK_SITES", "HEAD_SITES", "SITES"),
 }
 _old = renamed(
     __name__,
@@ -65,14 +65,4 @@ __all__ = [
     "wrap_model",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _WHERE.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(module), name)
-            return value
-    return _old(name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _WHERE, _old)

@@ -6,7 +6,6 @@ import difflib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from refusal_nn.prompts._prompts import Prompts
 from refusal_nn.prompts._read import FORMATS, read_rows
 from refusal_nn.prompts._sets import KNOWN, Loader, from_copy, from_hub, hub_rows, recognise
 from refusal_nn.prompts._splits import draw_splits
+from refusal_nn.store._disk import write_atomically
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -222,17 +222,7 @@ def build(
 def _write(path: Path, content: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)  # mkstemp makes files that only the owner can read
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, content.encode())
     except OSError as e:
         raise PromptError(f"cannot write {path}: {e.strerror}.") from e
 

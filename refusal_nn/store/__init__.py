@@ -6,9 +6,9 @@ opens; see :class:`RunRecorder` for how it comes to be and :func:`open_runs` for
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from refusal_nn._lazy import lazy
 from refusal_nn.store import _declared as _declared
 from refusal_nn.store._jobs import JobLedger, Streaming, forget_jobs, job_ledgers
 from refusal_nn.store._partial import change_request, request_of
@@ -130,13 +130,4 @@ def save(
     return save_run(data, path, provenance)
 
 
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-            return value
-    raise AttributeError(f"module 'refusal_nn.store' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -34,8 +34,8 @@ def save_run(
         **attrs,
         **(provenance or {}),
     }
-    keys = {*_provenance.REQUIRED, *(provenance or {}), "inputs"} & set(known)
-    record = {k: known[k] for k in keys}
+    keys = dict.fromkeys([*_provenance.REQUIRED, *(provenance or {}), "inputs"])
+    record = {k: known[k] for k in keys if k in known}
     groups["/"].attrs = {k: v for k, v in attrs.items() if k not in record}
     digest = _hash(groups, record)
     with RunRecorder(path, fingerprint=digest, provenance=record, request={}) as recorder:
