@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import xarray as xr
 from refusal_nn import store
 from refusal_nn._analyses import declared, targets
 from refusal_nn.errors import RequestError, StoreError
+from refusal_nn.runs import Run, open_run
 from refusal_nn.store._write import as_objects
 
 
@@ -82,19 +84,16 @@ def read(
         If its files do not match its manifest.
     """
     found: dict[str, Source] = {}
-    waiting: list[tuple[Source, Path]] = []
-    for run in runs:
-        path = _locate(run, Path(stores))
-        if (name := store.run_name(path)) not in found:
-            found[name] = _open(path)
-            waiting.append((found[name], path.parent))
-    while follow and waiting:
-        source, folder = waiting.pop()
-        for name, digest in source.inputs.items():
-            path = folder / f"{name}.zarr"
-            if name not in found and path.is_dir() and store.run_hash(path) == digest:
-                found[name] = _open(path)
-                waiting.append((found[name], folder))
+    waiting = deque(open_run(stores, run) for run in runs)
+    while waiting:
+        opened = waiting.popleft()
+        if opened.name in found:
+            continue
+        found[opened.name] = _open(opened)
+        for name, digest in found[opened.name].inputs.items() if follow else ():
+            path = opened.path.parent / f"{name}.zarr"
+            if path.is_dir() and store.run_hash(path) == digest:
+                waiting.append(open_run(stores, path))
     return in_order(found.values())
 
 
@@ -119,32 +118,16 @@ def from_results(results: xr.Dataset | xr.DataTree, *, name: str | None = None) 
     return Source(name, kind, root, groups)
 
 
-def _locate(run: str | Path, stores: Path) -> Path:
-    """The directory of a complete run, by path or by name in a folder of runs."""
-    given = Path(run)
-    named = given.parent == Path() and not given.exists()
-    path = store.locate(stores / given if named else given)
-    if path.name.endswith(".partial"):
-        name = store.run_name(path)
-        raise RequestError(
-            f"run {name!r} is partial; finish it with `refusal-nn runs resume {name}` first."
-        )
-    return path
-
-
-def _open(path: Path) -> Source:
-    name = store.run_name(path)
-    store.verify(path)
+def _open(run: Run) -> Source:
     try:
-        tree = xr.open_datatree(path, engine="zarr", chunks=None).load()
+        tree = run.tree.load()
     except Exception as error:  # zarr, xarray and the codecs each raise their own
         reason = " ".join(str(error).split())[:200]
         raise StoreError(
-            f"run {name!r} cannot be read ({reason}); `refusal-nn runs verify {name}` says what is "
-            "damaged."
+            f"run {run.name!r} cannot be read ({reason}); `refusal-nn runs verify {run.name}` says "
+            "what is damaged."
         ) from error
-    source = from_results(tree, name=name)
-    return Source(name, source.kind, source.data, source.groups, store.run_hash(path))
+    return replace(from_results(tree, name=run.name), hash=run.hash)
 
 
 def _kind(data: xr.Dataset, name: str) -> str:
