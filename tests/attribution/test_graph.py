@@ -52,11 +52,22 @@ def test_an_edge_exists_exactly_where_the_writer_runs_first(graph):
     assert all(graph.index(s, d) == (graph.src.index(s), graph.dst.index(d)) for s, d in expected)
 
 
+def named_as_parts_of_one_node(src, dst, group):
+    """The rule said by names: an MLP, or a head and its query or the key and value it shares."""
+    reader, _, which = dst.rstrip(">").partition("<")
+    if not which:
+        return src == reader
+    layer, head = reader.split(".h")
+    shared = 1 if which == "q" else group
+    return src.startswith(f"{layer}.h") and int(src.split(".h")[1]) // shared == int(head)
+
+
 @given(sizes)
 def test_readers_belong_to_the_writers_that_depend_on_them(graph):
     for s, src in enumerate(graph.src):
         for d, dst in enumerate(graph.dst):
             assert (src in graph.src_of(dst)) == (dst in graph.dst_of(src)) == graph.belongs[s, d]
+            assert graph.belongs[s, d] == named_as_parts_of_one_node(src, dst, graph.group)
     # every query head decides one writer; a key head as many as share it
     assert len(graph.src_of("a0.h0<q>")) == 1
     assert len(graph.src_of("a0.h0<k>")) == graph.group
