@@ -9,15 +9,14 @@ import xarray as xr
 
 from refusal_nn.plots._cells import (
     DIVERGING,
-    MOST_LABELS,
     colour_bar,
     dot_handle,
-    dots,
+    heat_map,
     largest,
     legend,
     mesh,
     number_cells,
-    write_values,
+    tall,
 )
 from refusal_nn.plots._read import require
 from refusal_nn.plots._style import MUTED, WIDTH, new_figure, style
@@ -95,28 +94,22 @@ def node_scores(results: xr.Dataset) -> Figure:
     """
     graph = _graph(results)
     scores, error = node_summary(results)
-    clear = abs(scores) > 2 * error
     with style():
-        from matplotlib.colors import Normalize
-
         heads, mlps = _by_layer(scores, graph)
-        marks, mlp_marks = _by_layer(clear, graph)
-        most = largest(np.concatenate([heads.ravel(), mlps]))
-        norm = Normalize(-most, most)
-        tall = 0.24 if graph.n_layers <= MOST_LABELS else 0.13
-        figure = new_figure(height=max(3, graph.n_layers) * tall + 1.0)
+        clear_heads, clear_mlps = _by_layer(abs(scores) > 2 * error, graph)
+        most = largest(np.hstack([heads, mlps]))
+        figure = new_figure(height=tall(graph.n_layers) + 1.0)
         axes = figure.subplots(
             1, 2, sharey=True, width_ratios=[graph.n_heads, max(1, graph.n_heads / 14)]
         )
-        for ax, values, marked, title in (
-            (axes[0], heads, marks, "Heads"),
-            (axes[1], mlps[:, None], mlp_marks[:, None], "MLP"),
+        for ax, title, values, clear in (
+            (axes[0], "Heads", heads, clear_heads),
+            (axes[1], "MLP", mlps, clear_mlps),
         ):
-            cells = mesh(ax, values, norm, DIVERGING, raster=values.size > 4096)
-            if graph.n_heads <= MOST_NUMBERS and graph.n_layers <= MOST_LABELS:
-                write_values(ax, cells, values, bold=marked.astype(bool))
-            dots(ax, marked.astype(bool), size=1.8 if graph.n_heads <= 2 * MOST_NUMBERS else 1.0)
-            ax.set_title(title)
+            cells = heat_map(
+                ax, title, values, clear, most=most, columns=graph.n_heads, room=MOST_NUMBERS,
+                bold=clear,
+            )  # fmt: skip
         number_cells(axes[0].xaxis, np.arange(graph.n_heads))
         axes[0].set_xlabel("head")
         axes[1].set_xticks([])
@@ -161,9 +154,9 @@ def _score(results: xr.Dataset) -> str:
 
 
 def _by_layer(scores: xr.DataArray, graph: EdgeGraph) -> tuple[np.ndarray, np.ndarray]:
-    """``[layer, head]`` and ``[layer]``; the input is left out."""
+    """``[layer, head]``, and ``[layer, 1]`` of MLPs; the input is left out."""
     table = scores.sel(src=graph.src[1:]).values.reshape(graph.n_layers, graph.writers_per_layer)
-    return table[:, :-1], table[:, -1]
+    return table[:, :-1], table[:, -1:]
 
 
 def _log_ticks(largest: float) -> tuple[list[float], list[str]]:

@@ -45,6 +45,37 @@ def mesh(ax: Axes, values: np.ndarray, norm: Any, colours: str, *, raster: bool 
     )  # fmt: skip
 
 
+def tall(n_rows: int, least: int = 3) -> float:
+    """Inches: the height of a map of so many rows, each with its number as long as they fit."""
+    return 0.24 * max(n_rows, least) if n_rows <= MOST_LABELS else 0.13 * n_rows
+
+
+def heat_map(
+    ax: Axes,
+    title: str,
+    values: np.ndarray,
+    dotted: np.ndarray,
+    *,
+    most: float,
+    columns: int,
+    room: int = MAX_ANNOTATED,
+    **written: Any,
+) -> Any:
+    """Cells from ``-most`` to ``most``, some with a dot, and numbers where ``columns`` leave room.
+
+    ``room`` is the number of columns up to which they do; ``written`` says how, for
+    :func:`write_values`.
+    """
+    from matplotlib.colors import Normalize
+
+    cells = mesh(ax, values, Normalize(-most, most), DIVERGING, raster=values.size > 4096)
+    if columns <= room and len(values) <= MOST_LABELS:
+        write_values(ax, cells, values, **written)
+    dots(ax, dotted, size=1.8 if columns <= 2 * room else 1.0)
+    ax.set_title(title)
+    return cells
+
+
 def write_values(
     ax: Axes,
     cells: Any,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,7 +14,7 @@ from refusal_nn.plots._layered import place
 from refusal_nn.plots._style import EMPTY, INK, LINE, MUTED, WIDTH, new_figure, style
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -23,25 +24,20 @@ if TYPE_CHECKING:
 MAX_EDGES = 150
 """More than these are a tangle; the strongest are drawn and the figure says so."""
 
-READER_COLOURS = {
-    "q": "#0072B2",
-    "k": "#D55E00",
-    "v": "#009E73",
-    "mlp": "#AA4499",
-    "logits": MUTED,
+READERS = {
+    "q": ("#0072B2", "query"),
+    "k": ("#D55E00", "key"),
+    "v": ("#009E73", "value"),
+    "mlp": ("#AA4499", "MLP"),
+    "logits": (MUTED, "logits"),
 }
-"""Colour of an edge by what reads it."""
-
-READER_NAMES = {
-    "q": "into query",
-    "k": "into key",
-    "v": "into value",
-    "mlp": "into MLP",
-    "logits": "into logits",
-}
+"""Colour of an edge by what reads it, and what that is called."""
 
 BOX, HEIGHT, SPACE, LANE, PITCH = 0.46, 0.19, 0.12, 0.085, 0.62
 """Inches: width and height of a box, space beside it, width of a passing edge, distance of rows."""
+
+HALF = HEIGHT / PITCH / 2
+"""Rows: from the middle of a box to its upper or lower side."""
 
 BAR, NAMES = 0.2, 1.0
 """Inches: height of a bar, width of the names of rows."""
@@ -49,7 +45,30 @@ BAR, NAMES = 0.2, 1.0
 THICKEST, THINNEST = 3.4, 0.7
 """Points: width of the strongest edge, and the least width of any."""
 
-_INPUT, _LOGITS = "input", "logits"
+PORTS = {"q": -0.3, "k": 0.0, "v": 0.3}
+"""Widths of a box: where on it an edge ends, query left, key middle, value right."""
+
+Way = list[tuple[float, float, float]]
+"""Vertical parts of an edge, from its writer up: their x, lower and upper end."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where everything stands; rows count from 0, below them the input and above them the logits.
+
+    Attributes
+    ----------
+    boxes : list of (Component, float, int)
+        Heads and MLPs with their x and row.
+    ways : list of Way
+        The way of every edge.
+    rows : list of (int, str)
+        Layer and kind of every row.
+    """
+
+    boxes: list[tuple[Component, float, int]]
+    ways: list[Way]
+    rows: list[tuple[int, str]]
 
 
 def circuit_drawing(circuit: xr.Dataset, *, max_edges: int = MAX_EDGES) -> Figure:
@@ -79,21 +98,20 @@ def circuit_drawing(circuit: xr.Dataset, *, max_edges: int = MAX_EDGES) -> Figur
         If the variables are missing, a name is no node, or the circuit is empty.
     """
     taken, total = _taken(circuit, max_edges)
-    edges = taken.arrows
-    inner = [c for c in taken.components if c.layer is not None]
-    level, labels = _rows(inner, parallel=bool(circuit.attrs["parallel"]))
-    rows = {**level, _INPUT: -1, _LOGITS: len(labels)}
-    placed, ways = _place(inner, rows, taken)
+    layout = _layout(taken, parallel=bool(circuit.attrs["parallel"]))
+    sizes = np.array([abs(edge.score) for edge in taken.arrows])
+    largest = float(np.nanmax(sizes, initial=0))
+    widths = np.full(len(sizes), 1.2)
+    if largest > 0:
+        widths = np.maximum(THINNEST, THICKEST * np.nan_to_num(sizes) / largest)
     with style():
-        figure, ax = _canvas(placed, ways, len(labels))
-        _rules(ax, labels)
-        _draw_ties(ax, taken, placed, rows)
-        widths = _widths(edges)
+        figure, ax = _canvas(layout)
+        _rules(ax, layout.rows)
+        _draw_ties(ax, taken, layout)
         for i in np.argsort(widths, kind="stable"):  # the strongest on top
-            _draw_edge(ax, edges[i], ways[i], widths[i], placed, rows)
-        _draw_boxes(ax, inner, placed, rows)
-        _bars(ax, len(labels))
-        _legend(figure, edges, total)
+            _draw_edge(ax, taken.arrows[i], layout.ways[i], widths[i])
+        _draw_boxes(ax, layout)
+        _legend(figure, taken.arrows, total, largest)
     return figure
 
 
@@ -118,53 +136,44 @@ def _taken(circuit: xr.Dataset, max_edges: int) -> tuple[Parts, int]:
     return parts(graph, kept, scores, metric=metric, most=max_edges), int(kept.sum())
 
 
-def _rows(
-    inner: Sequence[Component], *, parallel: bool
-) -> tuple[dict[str, int], list[tuple[int, str]]]:
-    """Row of every box, empty rows left out, and each row's layer and kind."""
-    level = {"kv": 0, "head": 1, "mlp": 1 if parallel else 2}
-    found = {c.name: (c.layer or 0, level[c.kind]) for c in inner}
-    used = sorted(set(found.values()))
-    names = {0: "key-value heads", 1: "heads and MLP" if parallel else "heads", 2: "MLP"}
-    return (
-        {name: used.index(at) for name, at in found.items()},
-        [(layer, names[kind]) for layer, kind in used],
-    )
-
-
-def _place(
-    inner: Sequence[Component], rows: dict[str, int], taken: Parts
-) -> tuple[dict[str, float], list[list[tuple[int, float]]]]:
-    """The x of every box, and the way of every edge past the rows between its ends.
+def _layout(taken: Parts, *, parallel: bool) -> _Layout:
+    """Rows by layer and kind, empty ones left out; the x of every box and the way of every edge.
 
     The bars at both ends are as wide as the drawing, so an edge meets them wherever it comes: it is
     placed as if it ended at a point of its own there.
     """
-    nodes: dict[Any, int] = {c.name: rows[c.name] + 1 for c in inner}
-    widths: dict[Any, float] = dict.fromkeys(nodes, BOX + SPACE)
-    ends = []
+    kinds = {
+        "kv": (0, "key-value heads"),
+        "head": (1, "heads and MLP" if parallel else "heads"),
+        "mlp": (1, "heads and MLP") if parallel else (2, "MLP"),
+    }
+    found = {c: (c.layer, *kinds[c.kind]) for c in taken.components if c.layer is not None}
+    used = sorted(set(found.values()))
+    row = {c.name: used.index(at) for c, at in found.items()}
+    nodes: dict[Hashable, int] = {name: k + 1 for name, k in row.items()}
+    widths: dict[Hashable, float] = dict.fromkeys(nodes, BOX + SPACE)
+    ends: list[tuple[Hashable, Hashable]] = []
     for i, edge in enumerate(taken.arrows):
-        src: Any = (i, _INPUT) if edge.src == _INPUT else edge.src
-        dst: Any = (i, _LOGITS) if edge.dst == _LOGITS else edge.dst
-        for node, row in ((src, 0), (dst, rows[_LOGITS] + 1)):
-            if isinstance(node, tuple):
-                nodes[node], widths[node] = row, LANE
+        src, dst = (name if name in row else (i, name) for name in (edge.src, edge.dst))
+        for node, bar in ((src, 0), (dst, len(used) + 1)):
+            if node not in row:
+                nodes[node], widths[node] = bar, LANE
         ends.append((src, dst))
-    x, ways = place(nodes, widths, [*ends, *taken.ties], lane=LANE)
-    full = []
-    for (src, dst), way in zip(ends, ways, strict=False):
-        first = [(rows[_INPUT], x[src])] if isinstance(src, tuple) else []
-        last = [(rows[_LOGITS], x[dst])] if isinstance(dst, tuple) else []
-        full.append([*first, *((row - 1, at) for row, at in way), *last])
-    return {c.name: x[c.name] for c in inner}, full
+    x, between = place(nodes, widths, [*ends, *taken.ties], lane=LANE)
+    ways = []
+    for (src, dst), passed in zip(ends, between, strict=False):
+        low = row[src] + HALF if src in row else -1
+        high = row[dst] - HALF if dst in row else len(used)
+        past = [(at, k - 1 - HALF, k - 1 + HALF) for k, at in passed]
+        ways.append([(x[src], low, low), *past, (x[dst], high, high)])
+    boxes = [(c, x[c.name], row[c.name]) for c in found]
+    return _Layout(boxes, ways, [(layer, kind) for layer, _, kind in used])
 
 
-def _canvas(
-    placed: dict[str, float], ways: list[list[tuple[int, float]]], n_rows: int
-) -> tuple[Figure, Axes]:
-    xs = [*placed.values(), *(x for way in ways for _, x in way)]
-    half = max(map(abs, xs), default=0) + BOX
-    half = max(half, (WIDTH - NAMES) / 2)
+def _canvas(layout: _Layout) -> tuple[Figure, Axes]:
+    n_rows = len(layout.rows)
+    xs = [*(x for _, x, _ in layout.boxes), *(x for way in layout.ways for x, *_ in way)]
+    half = max(max(map(abs, xs)) + BOX, (WIDTH - NAMES) / 2)
     figure = new_figure(height=(n_rows + 1.2) * PITCH + 0.55)
     figure.set_figwidth(2 * half + NAMES)
     ax = figure.subplots()
@@ -174,60 +183,25 @@ def _canvas(
     return figure, ax
 
 
-def _rules(ax: Axes, labels: list[tuple[int, str]]) -> None:
+def _rules(ax: Axes, rows: list[tuple[int, str]]) -> None:
     """Names of the rows, and a rule between layers."""
     left, right = ax.get_xlim()
-    for row, (layer, kind) in enumerate(labels):
-        first = row == 0 or labels[row - 1][0] != layer
-        if first:
+    before = None
+    for row, (layer, kind) in enumerate(rows):
+        if layer != before:
             ax.plot([left, right], [row - 0.5] * 2, color=LINE, linewidth=0.6, zorder=0)
+        before = layer
         ax.text(left, row, f"layer {layer}\n{kind}", ha="left", va="center", size=7, color=MUTED)
-    ax.plot([left, right], [len(labels) - 0.5] * 2, color=LINE, linewidth=0.6, zorder=0)
+    ax.plot([left, right], [len(rows) - 0.5] * 2, color=LINE, linewidth=0.6, zorder=0)
 
 
-def _sizes(edges: Sequence[Arrow]) -> np.ndarray:
-    """``|score|`` of every edge; NaN where it has none."""
-    return np.array([abs(e.score) for e in edges])
-
-
-def _widths(edges: Sequence[Arrow]) -> np.ndarray:
-    size = _sizes(edges)
-    largest = np.nanmax(size, initial=0)
-    if not largest > 0:
-        return np.full(len(edges), 1.2)
-    return np.maximum(THINNEST, THICKEST * np.nan_to_num(size) / largest)
-
-
-def _port(edge: Arrow, placed: dict[str, float]) -> float:
-    """Where on its box an edge ends: query left, key middle, value right."""
-    shift = {"q": -0.3, "k": 0.0, "v": 0.3}.get(edge.reader, 0.0)
-    return placed[edge.dst] + shift * BOX
-
-
-def _draw_edge(
-    ax: Axes,
-    edge: Arrow,
-    way: list[tuple[int, float]],
-    width: float,
-    placed: dict[str, float],
-    rows: dict[str, int],
-) -> None:
+def _draw_edge(ax: Axes, edge: Arrow, way: Way, width: float) -> None:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    half = HEIGHT / PITCH / 2
-    stops: list[tuple[float, float, float]] = []  # x, lower and upper end of a vertical part
-    if edge.src != _INPUT:
-        stops.append((placed[edge.src], rows[edge.src] + half, rows[edge.src] + half))
-    for row, x in way:
-        if row in (rows[_INPUT], rows[_LOGITS]):
-            stops.append((x, row, row))
-        else:
-            stops.append((x, row - half, row + half))
-    if edge.dst != _LOGITS:
-        at = rows[edge.dst] - half
-        stops.append((_port(edge, placed), at, at))
-    points: list[tuple[float, float]] = [(stops[0][0], stops[0][2])]
+    *_, (x, end, _) = way
+    stops = [*way[:-1], (x + PORTS.get(edge.reader, 0.0) * BOX, end, end)]
+    points = [(stops[0][0], stops[0][2])]
     codes = [Path.MOVETO]
     for (x0, _, y0), (x1, y1, y2) in pairwise(stops):
         middle = (y0 + y1) / 2
@@ -240,7 +214,7 @@ def _draw_edge(
         PathPatch(
             Path(points, codes),
             fill=False,
-            edgecolor=READER_COLOURS[edge.reader],
+            edgecolor=READERS[edge.reader][0],
             linewidth=width,
             linestyle=(0, (3.2, 1.6)) if edge.against else "-",
             alpha=0.8,
@@ -250,87 +224,61 @@ def _draw_edge(
     )
 
 
-def _draw_ties(ax: Axes, taken: Parts, placed: dict[str, float], rows: dict[str, int]) -> None:
-    half = HEIGHT / PITCH / 2
+def _draw_ties(ax: Axes, taken: Parts, layout: _Layout) -> None:
+    at = {box.name: (x, row) for box, x, row in layout.boxes}
     for kv, head in taken.ties:
+        (x0, row0), (x1, row1) = at[kv], at[head]
         ax.plot(
-            [placed[kv], placed[head]],
-            [rows[kv] + half, rows[head] - half],
-            color=MUTED,
-            linewidth=0.8,
-            linestyle=(0, (1, 1.2)),
-            zorder=1,
-        )
+            [x0, x1], [row0 + HALF, row1 - HALF], color=MUTED, linewidth=0.8,
+            linestyle=(0, (1, 1.2)), zorder=1,
+        )  # fmt: skip
 
 
-def _draw_boxes(
-    ax: Axes, inner: Sequence[Component], placed: dict[str, float], rows: dict[str, int]
-) -> None:
-    from matplotlib.patches import FancyBboxPatch
+def _draw_boxes(ax: Axes, layout: _Layout) -> None:
+    """The boxes, and the bars of the input and the logits."""
+    from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
-    half = HEIGHT / PITCH / 2
-    for box in inner:
-        x, y = placed[box.name], rows[box.name]
+    def draw(patch: Patch, x: float, y: float, name: str, size: float) -> None:
+        patch.set(facecolor=EMPTY, linewidth=0.7, zorder=3)
+        ax.add_patch(patch)
+        ax.text(x, y, name, ha="center", va="center_baseline", size=size, zorder=4)
+
+    for box, x, y in layout.boxes:
         shared = box.kind == "kv"
-        ax.add_patch(
-            FancyBboxPatch(
-                (x - BOX / 2 + 0.03, y - half),
-                BOX - 0.06,
-                2 * half,
-                boxstyle="square,pad=0.03"
-                if box.kind == "mlp"
-                else "round,pad=0.03,rounding_size=0.06",
-                mutation_aspect=1 / PITCH,
-                facecolor=EMPTY,
-                edgecolor=MUTED if shared else INK,
-                linewidth=0.7,
-                linestyle=(0, (1, 1)) if shared else "-",
-                zorder=3,
-            )
-        )
-        ax.text(x, y, box.name, ha="center", va="center_baseline", size=7, zorder=4)
-
-
-def _bars(ax: Axes, n_rows: int) -> None:
-    from matplotlib.patches import Rectangle
-
+        shape = "square,pad=0.03" if box.kind == "mlp" else "round,pad=0.03,rounding_size=0.06"
+        patch = FancyBboxPatch(
+            (x - BOX / 2 + 0.03, y - HALF), BOX - 0.06, 2 * HALF, boxstyle=shape,
+            mutation_aspect=1 / PITCH, edgecolor=MUTED if shared else INK,
+            linestyle=(0, (1, 1)) if shared else "-",
+        )  # fmt: skip
+        draw(patch, x, y, box.name, 7)
     left, right = ax.get_xlim()
-    left, right = left + NAMES, right - 0.02
+    left, right, thick = left + NAMES, right - 0.02, BAR / PITCH
     for y, name in (
-        (-1 - BAR / PITCH, "token embedding (input)"),
-        (n_rows, "final residual stream (logits)"),
+        (-1 - thick, "token embedding (input)"),
+        (len(layout.rows), "final residual stream (logits)"),
     ):
-        ax.add_patch(
-            Rectangle(
-                (left, y), right - left, BAR / PITCH, facecolor=EMPTY, edgecolor=INK,
-                linewidth=0.7, zorder=3,
-            )
-        )  # fmt: skip
-        ax.text(
-            (left + right) / 2, y + BAR / PITCH / 2, name, ha="center", va="center_baseline",
-            size=7.5, zorder=4,
-        )  # fmt: skip
+        bar = Rectangle((left, y), right - left, thick, edgecolor=INK)
+        draw(bar, (left + right) / 2, y + thick / 2, name, 7.5)
 
 
-def _legend(figure: Figure, edges: Sequence[Arrow], total: int) -> None:
+def _legend(figure: Figure, edges: Sequence[Arrow], total: int, largest: float) -> None:
     from matplotlib.lines import Line2D
 
-    kinds = [k for k in READER_COLOURS if any(e.reader == k for e in edges)]
+    read = {edge.reader for edge in edges}
     handles = [
-        Line2D([], [], color=READER_COLOURS[k], linewidth=2.2, label=READER_NAMES[k]) for k in kinds
+        Line2D([], [], color=colour, linewidth=2.2, label=f"into {name}")
+        for kind, (colour, name) in READERS.items()
+        if kind in read
     ]
-    largest = np.nanmax(_sizes(edges), initial=0)
     if largest > 0:
-        handles.append(
-            Line2D([], [], color=INK, linewidth=THICKEST, label=f"|score| {largest:.2g}")
-        )
+        label = f"|score| {largest:.2g}"
+        handles.append(Line2D([], [], color=INK, linewidth=THICKEST, label=label))
     if any(e.against for e in edges):
         handles.append(
             Line2D([], [], color=INK, linewidth=1.6, linestyle=(0, (2, 1)), label="works against")
         )
-    title = None
-    if len(edges) < total:
-        title = f"the {len(edges)} strongest of {total:,} edges"
+    title = f"the {len(edges)} strongest of {total:,} edges" if len(edges) < total else None
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), 7), title=title,
         handlelength=1.8, columnspacing=1.2,

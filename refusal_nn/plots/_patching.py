@@ -8,24 +8,23 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.plots._cells import (
-    DIVERGING,
     MAX_ANNOTATED,
-    MOST_LABELS,
     box,
     colour_bar,
     dot_handle,
-    dots,
+    heat_map,
     hundredths,
     largest,
     legend,
-    mesh,
     number_cells,
-    write_values,
+    tall,
 )
 from refusal_nn.plots._read import labels, require
 from refusal_nn.plots._style import EMPTY, INK, new_figure, style
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -62,20 +61,12 @@ def patch_positions(results: xr.Dataset) -> Figure:
         If the means are missing.
     """
     table = _checked(results, ("site", "layer", "position"))
-    table = table.sortby(["layer", "position"]).transpose("site", "position", "layer", ...)
-    sites = labels(table, "site")
-    n_positions = table.sizes["position"]
+    table = table.transpose("site", "position", "layer", ...)
+    n_sites, n_positions, _ = table["recovery_mean"].shape
     with style():
-        rows = 0.24 * max(n_positions, 2) if n_positions <= MOST_LABELS else 0.13 * n_positions
-        figure = new_figure(height=len(sites) * (0.5 + rows) + 0.5)
-        axes = np.atleast_1d(figure.subplots(len(sites), 1, sharex=True, sharey=True))
-        norm = _norm(table["recovery_mean"].values)
-        for ax, site in zip(axes, sites, strict=True):
-            here = table.sel(site=site)
-            cells = _map(ax, here, norm)
-            ax.set_title(SITE_NAMES.get(site, site))
-            number_cells(ax.yaxis, here["position"].values)
-        number_cells(axes[-1].xaxis, table["layer"].values)
+        figure = new_figure(height=n_sites * (0.5 + tall(n_positions, least=2)) + 0.5)
+        axes = figure.subplots(n_sites, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        cells = _maps(axes, table, SITE_NAMES)
         axes[-1].set_xlabel("layer")
         figure.supylabel("position from the end", size=8.5)
         colour_bar(figure, cells, list(axes), "recovery", aspect=22, shrink=0.9)
@@ -107,25 +98,17 @@ def patch_heads(results: xr.Dataset, *, alpha: float = 0.05) -> Figure:
         If the means are missing.
     """
     table = _checked(results, ("interchange", "layer", "head"))
-    table = table.sortby(["layer", "head"]).transpose("interchange", "layer", "head", ...)
-    directions = labels(table, "interchange")
-    n_layers = table.sizes["layer"]
+    n_directions, n_layers, _ = table["recovery_mean"].shape
     framed, why = _framed(table, alpha)
+    marked = framed.broadcast_like(table["recovery_mean"]).transpose("interchange", "layer", "head")
     with style():
-        height = 0.24 * max(n_layers, 3) if n_layers <= MOST_LABELS else 0.13 * n_layers
-        figure = new_figure(height=height + 0.9)
-        axes = np.atleast_1d(figure.subplots(1, len(directions), sharex=True, sharey=True))
-        norm = _norm(table["recovery_mean"].values)
-        for ax, direction in zip(axes, directions, strict=True):
-            here = table.sel(interchange=direction)
-            cells = _map(ax, here, norm, room=MAX_ANNOTATED // len(directions))
-            marked = framed.sel(interchange=direction) if "interchange" in framed.dims else framed
-            for row, column in np.argwhere(marked.transpose("layer", "head").values):
-                box(ax, int(row), int(column))
-            ax.set_title(INTERCHANGE_NAMES.get(direction, direction))
+        figure = new_figure(height=tall(n_layers) + 0.9)
+        axes = figure.subplots(1, n_directions, sharex=True, sharey=True, squeeze=False)[0]
+        cells = _maps(axes, table, INTERCHANGE_NAMES, room=MAX_ANNOTATED // n_directions)
+        for panel, row, column in np.argwhere(marked.values):
+            box(axes[panel], int(row), int(column))
+        for ax in axes:
             ax.set_xlabel("head")
-            number_cells(ax.xaxis, here["head"].values)
-        number_cells(axes[0].yaxis, table["layer"].values)
         axes[0].set_ylabel("layer")
         colour_bar(figure, cells, list(axes), "recovery", aspect=18, shrink=0.95)
         _legend(figure, table["recovery_mean"], boxed=why if bool(framed.any()) else None)
@@ -141,29 +124,32 @@ def _framed(table: xr.Dataset, alpha: float) -> tuple[xr.DataArray, str]:
     return xr.zeros_like(table["recovery_mean"], dtype=bool), ""
 
 
-def _checked(results: xr.Dataset, dims: tuple[str, ...]) -> xr.Dataset:
+def _checked(results: xr.Dataset, dims: tuple[str, str, str]) -> xr.Dataset:
+    """What is drawn, by panel, row and column, the last two in order."""
     require(results, "recovery_mean", dims, "the result of a patch run")
     ends = ("recovery_mean", "recovery_mean_low", "recovery_mean_high")
-    return results[[n for n in (*ends, "refusal_head", "head_p_adjusted") if n in results]]
+    table = results[[n for n in (*ends, "refusal_head", "head_p_adjusted") if n in results]]
+    return table.sortby(list(dims[1:])).transpose(*dims, ...)
 
 
-def _norm(values: np.ndarray) -> Any:
-    from matplotlib.colors import Normalize
-
-    most = max(1.0, largest(values))
-    return Normalize(-most, most)
-
-
-def _map(ax: Axes, here: xr.Dataset, norm: Any, *, room: int = MAX_ANNOTATED) -> Any:
-    """The cells of a panel; those whose interval leaves out 0 get a dot and a bold number."""
-    values = here["recovery_mean"].values
-    clear = np.zeros(values.shape, dtype=bool)
-    if {"recovery_mean_low", "recovery_mean_high"} <= set(here):
-        clear = (here["recovery_mean_low"].values > 0) | (here["recovery_mean_high"].values < 0)
-    cells = mesh(ax, values, norm, DIVERGING, raster=values.size > 4096)
-    if values.shape[1] <= room and values.shape[0] <= MOST_LABELS:
-        write_values(ax, cells, values, bold=clear & (abs(values) >= 0.005), form=hundredths)
-    dots(ax, clear, size=1.8 if values.shape[1] <= 2 * room else 1.0)
+def _maps(
+    axes: Sequence[Axes], table: xr.Dataset, names: Mapping[str, str], *, room: int = MAX_ANNOTATED
+) -> Any:
+    """A panel each; cells whose interval leaves out 0 get a dot and a bold number."""
+    mean = table["recovery_mean"]
+    over, rows, columns = map(str, mean.dims)
+    clear = xr.zeros_like(mean, dtype=bool)
+    if {"recovery_mean_low", "recovery_mean_high"} <= set(table):
+        clear = (table["recovery_mean_low"] > 0) | (table["recovery_mean_high"] < 0)
+    most = max(1.0, largest(mean.values))
+    for ax, panel in zip(axes, labels(table, over), strict=True):
+        values, dotted = (of.sel({over: panel}).values for of in (mean, clear))
+        cells = heat_map(
+            ax, names.get(panel, panel), values, dotted, most=most, columns=values.shape[1],
+            room=room, bold=dotted & (abs(values) >= 0.005), form=hundredths,
+        )  # fmt: skip
+    number_cells(axes[0].xaxis, table[columns].values)
+    number_cells(axes[0].yaxis, table[rows].values)
     return cells
 
 

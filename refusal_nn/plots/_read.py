@@ -22,6 +22,12 @@ def bounds(data: xr.Dataset, name: str) -> tuple[float, float, float]:
     return value, low, high
 
 
+def marked(mask: xr.DataArray, first: str, second: str) -> list[tuple[int, int]]:
+    """The true cells of a table by its two coordinates, in the order of the first."""
+    cells = mask.stack(cell=(first, second))
+    return [(int(a), int(b)) for a, b in cells["cell"].values[cells.values.astype(bool)]]
+
+
 def span(counts: np.ndarray, between: str = "–") -> str:
     """The smallest and the largest of some counts, or the one that all of them are."""
     low, high = int(np.min(counts)), int(np.max(counts))

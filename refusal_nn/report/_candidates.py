@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn import plots
-from refusal_nn.report._format import listed, minus, nats, plural
+from refusal_nn.plots._read import marked
+from refusal_nn.report._format import listed, minus, nats, place, plural
 from refusal_nn.report._page import Block, Paragraph, Picture, Table
 from refusal_nn.report._sources import Source
 
@@ -41,35 +42,32 @@ class Chosen:
     @property
     def place(self) -> str:
         """``layer 4, position −1``."""
-        return f"layer {self.layer}, position {minus(self.position or 0)}"
+        return place(self.layer or 0, self.position or 0)
 
 
 def chosen_in(scores: Source | None, selected: Source | None) -> Chosen | None:
     """The selected candidate: as a select run recorded it, else by the rule on the score table."""
     if selected is not None:
         data = selected.data.transpose("position", "layer", ...)
-        places = _places(data["selected"])
-        near = tuple(_places(data["near_tie"])) if "near_tie" in data else ()
+        places = marked(data["selected"], "position", "layer")
+        near = marked(data["near_tie"], "position", "layer") if "near_tie" in data else []
         position, layer = places[0] if places else (None, None)
         count = int(data["admissible"].sum()) if "admissible" in data else 0
-        return Chosen(layer, position, near, str(selected.attrs.get("reason", "")), count)
+        return Chosen(layer, position, tuple(near), str(selected.attrs.get("reason", "")), count)
     if scores is None:
         return None
     from refusal_nn.directions import select
 
     found = select(scores.data, **thresholds(scores))
-    near = tuple((int(t.position), int(t.layer)) for t in found.near_ties)
-    return Chosen(found.layer, found.position, near, found.why, found.n_admissible)
+    ties = tuple((int(t.position), int(t.layer)) for t in found.near_ties)
+    return Chosen(found.layer, found.position, ties, found.why, found.n_admissible)
 
 
 def thresholds(source: Source) -> dict[str, Any]:
     """The thresholds a table was scored with; the published ones where it does not say."""
-    names = ("kl_max", "induce_min", "layer_fraction")
-    if all(name in source.attrs for name in names):
-        return {name: float(source.attrs[name]) for name in names}
     from refusal_nn.directions._thresholds import INDUCE_MIN, KL_MAX, LAYER_FRACTION
 
-    published = dict(zip(names, (KL_MAX, INDUCE_MIN, LAYER_FRACTION), strict=True))
+    published = {"kl_max": KL_MAX, "induce_min": INDUCE_MIN, "layer_fraction": LAYER_FRACTION}
     return {name: float(source.attrs.get(name, value)) for name, value in published.items()}
 
 
@@ -154,15 +152,6 @@ def selection(source: Source, chosen: Chosen) -> list[Block]:
     caption = f"The selected direction, of {plural(chosen.n_admissible, 'admissible candidate')}. "
     columns = ["", "layer", "position", "bypass (nats)", "induce (nats)", "KL (nats)"]
     return [Table.of(columns, rows, caption + ties + more, marked=(0,))]
-
-
-def _places(mask: xr.DataArray) -> list[tuple[int, int]]:
-    """(position, layer) of the true cells."""
-    mask = mask.transpose("position", "layer")
-    return [
-        (int(mask["position"].values[i]), int(mask["layer"].values[j]))
-        for i, j in np.argwhere(mask.values)
-    ]
 
 
 def _screening(data: xr.Dataset) -> Table:

@@ -47,20 +47,16 @@ def sampled(source: Source) -> list[Block]:
 def failures(source: Source) -> list[Block]:
     """Completions that went against what the condition should do."""
     data = source.data
-    present = set(labels(data, "intervention"))
-    found: list[tuple[str, int]] = []
-    total = 0
-    for (condition, style), refusal in WANTED.items():
-        if condition not in present:
-            continue
-        here = data.sel(intervention=condition)
-        wrong = (here["style"].values == style) & (
-            (here["refused"].values != refusal) | ~here["coherent"].values
-        )
-        total += int(wrong.sum())
-        found += [(condition, int(row)) for row in np.flatnonzero(wrong)]
-    if not any((c, s) in WANTED for c in present for s in STYLE_NAMES):
+    present = labels(data, "intervention")
+    wanted = {pair: refusal for pair, refusal in WANTED.items() if pair[0] in present}
+    if not wanted:
         return []
+    found: list[tuple[str, int]] = []
+    for (condition, style), refusal in wanted.items():
+        here = data.sel(intervention=condition)
+        wrong = (here["refused"].values != refusal) | ~here["coherent"].values
+        rows = np.flatnonzero((here["style"].values == style) & wrong)
+        found += [(condition, int(row)) for row in rows]
     if not found:
         return [
             Paragraph(
@@ -70,10 +66,10 @@ def failures(source: Source) -> list[Block]:
         ]
     picked = np.random.default_rng(SEED).permutation(len(found))[:FAILURES_SHOWN]
     shown = [found[i] for i in sorted(picked)]
-    which = "all shown" if len(shown) == total else f"{len(shown)} drawn at random shown"
+    which = "all shown" if len(shown) == len(found) else f"{len(shown)} drawn at random shown"
     return [
         Paragraph(
-            f"{plural(total, 'completion')} went against what should happen there (a harmful prompt "
+            f"{plural(len(found), 'completion')} went against what should happen there (a harmful prompt "
             "not refused or a harmless one refused by the unedited model, a refusal left under "
             f"ablation, none under addition, or broken text); {which}."
         ),
@@ -89,37 +85,28 @@ def draw(data: xr.Dataset, per_style: int) -> list[int]:
     used: set[str] = set()
     for one in dict.fromkeys(str(s) for s in style):
         order = rng.permutation(np.flatnonzero(style == one))
-        fresh: list[int] = []
+        fresh: dict[str, int] = {}
         for row in order:
-            if str(category[row]) not in used | {str(category[r]) for r in fresh}:
-                fresh.append(int(row))
-        rest = [int(row) for row in order if int(row) not in fresh]
-        taken = [*fresh, *rest][:per_style]
+            if str(category[row]) not in used:
+                fresh.setdefault(str(category[row]), int(row))
+        rest = [int(row) for row in order if int(row) not in fresh.values()]
+        taken = [*fresh.values(), *rest][:per_style]
         used |= {str(category[row]) for row in taken}
         rows += taken
     return rows
 
 
-def verdict(refused: bool, coherent: bool) -> str:
-    """How a completion counts."""
-    if not coherent:
-        return "broken"
-    return "refused" if refused else "complied"
+def answered(at: xr.Dataset, condition: str, name: str) -> Answer:
+    """What a prompt got under a condition, called ``name``, and how it counts."""
+    here = at.sel(intervention=condition)
+    verdict = "broken" if not here["coherent"] else "refused" if here["refused"] else "complied"
+    return Answer(name, cut(str(here["completion"].item())), verdict)
 
 
 def _sample(data: xr.Dataset, row: int, conditions: list[str]) -> Sample:
     at = data.isel(prompt=row)
     prompt = str(at["text"].values) if "text" in data else f"prompt {at['prompt_id'].item()}"
-    answers = []
-    for condition in conditions:
-        here = at.sel(intervention=condition)
-        answers.append(
-            Answer(
-                readable(condition),
-                cut(str(here["completion"].values)),
-                verdict(bool(here["refused"]), bool(here["coherent"])),
-            )
-        )
+    answers = [answered(at, condition, readable(condition)) for condition in conditions]
     style = str(at["style"].values)
     return Sample(prompt, STYLE_NAMES.get(style, style), str(at["category"].values), answers)
 
@@ -128,6 +115,6 @@ def cut(text: str) -> str:
     """A completion as it is shown: a long one shortened, an empty one named."""
     if not text.strip():
         return "(empty)"
-    return (
-        text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} … ({len(text):,} characters)"
-    )
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST].rstrip()} … ({len(text):,} characters)"

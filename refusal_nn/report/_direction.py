@@ -7,7 +7,7 @@ import math
 from refusal_nn.plots._read import confidence
 from refusal_nn.report import _behaviour, _candidates, _completions
 from refusal_nn.report._candidates import Chosen
-from refusal_nn.report._format import listed, minus, nats, percent, plural
+from refusal_nn.report._format import listed, nats, percent, place, plural
 from refusal_nn.report._page import Part, section
 from refusal_nn.report._sources import Source, Study
 
@@ -42,51 +42,44 @@ def _answer(
     model: str, evaluated: Source | None, chosen: Chosen | None, table: Source | None
 ) -> list[str]:
     """The result in a few sentences, every rate with its interval."""
-    out: list[str] = []
     where = "the direction"
-    if evaluated is not None and "layer" in evaluated.attrs and "position" in evaluated.attrs:
-        place = (
-            f"layer {evaluated.attrs['layer']}, position {minus(int(evaluated.attrs['position']))}"
-        )
-        where = f"the direction from {place}"
+    if evaluated is not None and {"layer", "position"} <= evaluated.attrs.keys():
+        where += f" from {place(evaluated.attrs['layer'], evaluated.attrs['position'])}"
     elif chosen is not None and chosen.layer is not None:
-        where = f"the direction from {chosen.place}"
+        where += f" from {chosen.place}"
+    out: list[str] = []
     if chosen is not None and table is not None:
         out.append(_selection_sentence(model, chosen, table))
     if evaluated is None:
         return out
     rates = evaluated.groups["rates"]
-    cell, has = _behaviour.cell, _behaviour.has
-    if has(rates, "baseline", "toxic"):
-        sentence = (
-            f"On the test prompts, {model} refuses {cell(rates, 'baseline', 'toxic')} of harmful"
-        )
-        for style, words in (("safe", "harmless"), ("hard", "harmless but harmful-looking")):
-            if has(rates, "baseline", style):
-                sentence += f", {cell(rates, 'baseline', style)} of {words}"
-        out.append(f"{sentence} prompts.")
+
+    def refused(*asked: tuple[str, str, str]) -> list[str]:
+        """Rates by condition and style, each with what it is of, as far as they are there."""
+        return [
+            f"{_behaviour.cell(rates, condition, style)} of {words}"
+            for condition, style, words in asked
+            if _behaviour.has(rates, condition, style)
+        ]
+
+    if refused(("baseline", "toxic", "harmful")):
+        of = {"toxic": "harmful", "safe": "harmless", "hard": "harmless but harmful-looking"}
+        unedited = refused(*(("baseline", style, words) for style, words in of.items()))
+        out.append(f"On the test prompts, {model} refuses {', '.join(unedited)} prompts.")
     for condition, style, words, edit in (
-        ("ablation", "toxic", "harmful", f"With {where} ablated"),
-        ("addition", "safe", "harmless", "With it added"),
+        ("ablation", "toxic", "harmful prompts", f"With {where} ablated"),
+        ("addition", "safe", "harmless prompts", "With it added"),
     ):
-        if has(rates, condition, style):
+        for rate in refused((condition, style, words)):
             share = _behaviour.coherent(rates, condition, style)
-            out.append(
-                f"{edit} it refuses {cell(rates, condition, style)} of {words} prompts"
-                + (
-                    f" ({percent(share)} of its completions coherent)."
-                    if math.isfinite(share)
-                    else "."
-                )
+            whole = (
+                f" ({percent(share)} of its completions coherent)" if math.isfinite(share) else ""
             )
-    random = [
-        f"{cell(rates, condition, style)} of {words} prompts ({verb})"
-        for condition, style, verb, words in (
-            ("random_ablation", "toxic", "ablated", "harmful"),
-            ("random_addition", "safe", "added", "harmless"),
-        )
-        if has(rates, condition, style)
-    ]
+            out.append(f"{edit} it refuses {rate}{whole}.")
+    random = refused(
+        ("random_ablation", "toxic", "harmful prompts (ablated)"),
+        ("random_addition", "safe", "harmless prompts (added)"),
+    )
     if random:
         out.append(f"With random directions of equal norm it refuses {listed(random)}.")
     out.append(f"Brackets: {confidence(rates.attrs)} intervals, in per cent.")

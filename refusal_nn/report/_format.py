@@ -57,6 +57,11 @@ def minus(number: int) -> str:
     return str(number).replace("-", "−")
 
 
+def place(layer: int, position: int) -> str:
+    """``layer 4, position −1``."""
+    return f"layer {layer}, position {minus(int(position))}"
+
+
 def plural(n: int, noun: str) -> str:
     """``1 prompt``, ``2 prompts``."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

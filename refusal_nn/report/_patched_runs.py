@@ -7,9 +7,9 @@ import xarray as xr
 
 from refusal_nn.plots._patching import INTERCHANGE_NAMES
 from refusal_nn.plots._read import bounds, labels
-from refusal_nn.report._completions import cut, verdict
+from refusal_nn.report._completions import answered
 from refusal_nn.report._format import interval, percent
-from refusal_nn.report._page import Answer, Block, Sample, Samples, Table
+from refusal_nn.report._page import Block, Sample, Samples, Table
 from refusal_nn.report._sources import Source
 
 RUNS = {"sufficiency": ("harmless", "corrupted_text"), "necessity": ("harmful", "clean_text")}
@@ -69,14 +69,7 @@ def _samples(into: str, group: xr.Dataset) -> list[Sample]:
     for row in np.unique(np.linspace(0, n - 1, min(SHOWN, n)).round().astype(int)):
         here = group.isel(prompt=int(row))
         answers = [
-            Answer(
-                "as it is" if name == plain else name,
-                cut(str(here["completion"].sel(intervention=name).item())),
-                verdict(
-                    bool(here["refused"].sel(intervention=name)),
-                    bool(here["coherent"].sel(intervention=name)),
-                ),
-            )
+            answered(here, name, "as it is" if name == plain else name)
             for name in (plain, *patched)
         ]
         out.append(Sample(str(here[text].item()), plain, str(here["category"].item()), answers))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from refusal_nn import plots
 from refusal_nn.plots._patching import INTERCHANGE_NAMES, SITE_NAMES
-from refusal_nn.plots._read import bounds, confidence, labels
+from refusal_nn.plots._read import bounds, confidence, labels, marked
 from refusal_nn.report import _patched_runs
 from refusal_nn.report._format import interval, listed, minus, nats, p_value, percent, plural
 from refusal_nn.report._page import Block, Paragraph, Part, Picture, Table, section
@@ -76,11 +79,9 @@ def positions(source: Source) -> list[Block]:
 
 def best_place(data: xr.Dataset, site: str) -> tuple[tuple[int, int], str]:
     """Layer and position of a site's largest mean recovery, and it with its interval."""
-    here = data["recovery_mean"].sel(site=site).transpose("layer", "position")
-    i, j = np.unravel_index(int(np.nanargmax(here.values)), here.shape)
-    layer, position = int(here["layer"].values[i]), int(here["position"].values[j])
-    at = data.sel(site=site, layer=layer, position=position)
-    return (layer, position), interval(*bounds(at, "recovery_mean"))
+    here = data.sel(site=site).stack(place=("layer", "position"))
+    at = here.isel(place=int(here["recovery_mean"].argmax()))
+    return (int(at["layer"]), int(at["position"])), interval(*bounds(at, "recovery_mean"))
 
 
 def heads(source: Source) -> list[Block]:
@@ -102,21 +103,12 @@ def heads(source: Source) -> list[Block]:
     ]
     if "refusal_head" not in data:
         return blocks + _tested(source)
-    found = refusal_heads(data)
+    found = marked(data["refusal_head"], "layer", "head")
     if not found:
         none = "No head was found that decides to refuse, alone or with others."
         return [*blocks, Paragraph(none)]
     together = [_head_table(source, found), _joint(source)]
     return [*blocks, *together, *_cascade(source), *_patched_runs.said(source)]
-
-
-def refusal_heads(data: xr.Dataset) -> list[tuple[int, int]]:
-    """Layer and head of the refusal heads, the earliest first."""
-    grid = data["refusal_head"].transpose("layer", "head")
-    return [
-        (int(data["layer"].values[i]), int(data["head"].values[j]))
-        for i, j in np.argwhere(grid.values.astype(bool))
-    ]
 
 
 def _tested(source: Source) -> list[Block]:
@@ -162,11 +154,11 @@ def _head_table(source: Source, found: list[tuple[int, int]]) -> Table:
         rows.append(
             [
                 f"a{layer}.h{head}",
-                str(at["role"].item()) if "role" in data else "",
-                str(at["found_by"].item()) if "found_by" in data else "",
+                _held(at, "role", str),
+                _held(at, "found_by", str),
                 *_both(at, directions),
-                percent(float(at["stability"])) if "stability" in data else "",
-                nats(float(at["direct_attribution"])) if "direct_attribution" in data else "",
+                _held(at, "stability", percent),
+                _held(at, "direct_attribution", nats),
             ]
         )
     hidden = len(found) - len(rows)
@@ -183,6 +175,10 @@ def _head_table(source: Source, found: list[tuple[int, int]]) -> Table:
         f"{_interval(source)}{more}",
         words=3,
     )
+
+
+def _held(at: xr.Dataset, name: str, form: Callable[[Any], str]) -> str:
+    return form(at[name].item()) if name in at else ""
 
 
 def _joint(source: Source) -> Table:
@@ -264,7 +260,7 @@ def answer(positions_run: Source | None, heads_run: Source | None) -> list[str]:
         )
     if heads_run is not None and "refusal_head" in heads_run.data:
         data = heads_run.data
-        found = refusal_heads(data)
+        found = marked(data["refusal_head"], "layer", "head")
         if found:
             shown = [f"a{layer}.h{head}" for layer, head in found[:8]]
             more = [f"{len(found) - 8} more"] if len(found) > 8 else []

@@ -110,13 +110,11 @@ def write(
 
 
 def _opened(runs: Runs) -> list[Source | xr.Dataset | xr.DataTree]:
-    out: list[Source | xr.Dataset | xr.DataTree] = []
-    for run in runs:
-        if isinstance(run, str | Path):
-            out += read([run], follow=False)
-        else:
-            out.append(run)
-    return out
+    return [
+        source
+        for run in runs
+        for source in (read([run], follow=False) if isinstance(run, str | Path) else [run])
+    ]
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from refusal_nn import plots
 from refusal_nn.attribution import EdgeGraph
 from refusal_nn.circuits import Circuit
 from refusal_nn.errors import RequestError
-from refusal_nn.plots._circuit import MAX_EDGES, READER_COLOURS
+from refusal_nn.plots._circuit import MAX_EDGES, READERS
 from refusal_nn.testing import GRAPHS, random_circuit
 
 
@@ -65,7 +65,7 @@ def test_every_edge_runs_from_its_writer_to_its_reader_in_its_colour(circuit: Ci
         dst = [n for n, (a, b, low, _) in boxes.items() if a < x1 < b and abs(y1 - low) < 1e-6]
         colour = to_hex(patch.get_edgecolor()[:3]).upper()
         found.append((*(src or ["input"]), *(dst or ["logits"]), colour))
-    colours = {kind: colour.upper() for kind, colour in READER_COLOURS.items()}
+    colours = {kind: colour.upper() for kind, (colour, _) in READERS.items()}
     wanted = []
     for src, dst in circuit.edges():
         box, reader = _reader(dst, circuit.graph.group)
