@@ -19,7 +19,7 @@ from refusal_nn.plots._cells import (
     number_cells,
     write_values,
 )
-from refusal_nn.plots._style import EMPTY, INK, MUTED, new_figure, style
+from refusal_nn.plots._style import INK, MUTED, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 LEAST_KL = 1e-4
 """Nats: the colour scale of KL starts here; smoothed KL can be 0 or slightly below."""
 
-HATCHES = {"late layer": "///", "induce": "\\\\\\", "kl": "xxx"}
-OTHER_HATCH = "+++"
-REASONS = {
-    "late layer": "dropped: late layer",
-    "induce": "dropped: does not induce",
-    "kl": "dropped: changes harmless output (KL)",
+DROPPED = {
+    "late layer": ("///", "late layer"),
+    "induce": ("\\\\\\", "does not induce"),
+    "kl": ("xxx", "changes harmless output (KL)"),
 }
+"""Hatching by what rules a candidate out, and how the legend says it."""
+
+OTHER_HATCH = "+++"
 
 
 class Place(Protocol):
@@ -94,10 +95,8 @@ def candidate_heatmaps(scores: xr.Dataset, selection: Place | None = None) -> Fi
                 write_values(ax, cells, values, haloed=dropped != "", least=LEAST_KL)
             _hatch(ax, dropped)
             if selection is not None and selection.layer is not None:
-                row, column = (
-                    int(np.flatnonzero(table[dim].values == at)[0])
-                    for dim, at in (("position", selection.position), ("layer", selection.layer))
-                )
+                row = table["position"].values.tolist().index(selection.position)
+                column = table["layer"].values.tolist().index(selection.layer)
                 box(ax, row, column, width=1.8)
             bar = colour_bar(figure, cells, ax, "nats", aspect=9, shrink=0.95)
             if name == "kl":  # plain numbers: 0.01, not a power of ten set as a formula
@@ -178,19 +177,24 @@ def _dropped(table: xr.Dataset) -> np.ndarray:
     return np.full(shape, "", dtype=object)
 
 
+def _reasons(dropped: np.ndarray) -> dict[str, tuple[str, str]]:
+    """Hatching and words of every criterion that rules a candidate out."""
+    reasons = [str(reason) for reason in dropped.ravel() if reason]
+    return {reason: DROPPED.get(reason, (OTHER_HATCH, reason)) for reason in reasons}
+
+
 def _hatch(ax: Axes, dropped: np.ndarray) -> None:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
     cell = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5)])
-    for reason in dict.fromkeys(str(r) for r in dropped.ravel() if r):
+    for reason, (hatch, _) in _reasons(dropped).items():
         # one patch for all cells of a reason keeps the file small and the hatching continuous
         cells = [
             Path(cell + np.array((column, row)), closed=True)
             for row, column in np.argwhere(dropped == reason)
         ]
         path = Path.make_compound_path(*cells)
-        hatch = HATCHES.get(reason, OTHER_HATCH)
         ax.add_patch(PathPatch(path, fill=False, hatch=hatch, edgecolor=MUTED, linewidth=0))
 
 
@@ -202,8 +206,7 @@ def _label(axes: Any, table: xr.Dataset) -> None:
     positions = table["position"].values
     number_cells(axes[-1].xaxis, table["layer"].values, most=20)
     axes[-1].set_xlabel(_layer_label(table))
-    for ax in axes:
-        ax.set_yticks(np.arange(len(positions)), [str(int(p)) for p in positions])
+    axes[0].set_yticks(np.arange(len(positions)), [str(int(p)) for p in positions])
     axes[1].set_ylabel("position from the end")
 
 
@@ -215,11 +218,9 @@ def _legend(
     handles = []
     if selection is not None and selection.layer is not None:
         handles.append(Patch(fill=False, edgecolor=INK, linewidth=1.8, label="selected"))
-    for reason in dict.fromkeys(str(r) for r in dropped.ravel() if r):
-        hatch, label = HATCHES.get(reason, OTHER_HATCH), REASONS.get(reason, f"dropped: {reason}")
+    for hatch, what in _reasons(dropped).values():
+        label = f"dropped: {what}"
         handles.append(
             Patch(facecolor="none", edgecolor=MUTED, linewidth=0, hatch=hatch, label=label)
         )
-    if any(table[name].isnull().any() for name in ("bypass", "induce", "kl")):
-        handles.append(Patch(facecolor=EMPTY, label="not measured"))
-    legend(figure, handles)
+    legend(figure, handles, *(table[name] for name in ("bypass", "induce", "kl")))

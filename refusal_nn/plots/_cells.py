@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from refusal_nn.plots._style import EMPTY, INK
 
@@ -160,8 +161,12 @@ def colour_bar(
     return bar
 
 
-def legend(figure: Figure, handles: list[Any]) -> None:
-    """A line below the figure that says what its marks mean."""
+def legend(figure: Figure, handles: list[Any], *values: xr.DataArray) -> None:
+    """A line below the figure that says what its marks mean, and the grey of missing ``values``."""
+    from matplotlib.patches import Patch
+
+    if any(shown.isnull().any() for shown in values):
+        handles = [*handles, Patch(facecolor=EMPTY, label="not measured")]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 

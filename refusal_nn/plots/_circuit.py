@@ -154,11 +154,11 @@ def _layout(taken: Parts, *, parallel: bool) -> _Layout:
     widths: dict[Hashable, float] = dict.fromkeys(nodes, BOX + SPACE)
     ends: list[tuple[Hashable, Hashable]] = []
     for i, edge in enumerate(taken.arrows):
-        src, dst = (name if name in row else (i, name) for name in (edge.src, edge.dst))
-        for node, bar in ((src, 0), (dst, len(used) + 1)):
-            if node not in row:
-                nodes[node], widths[node] = bar, LANE
-        ends.append((src, dst))
+        lower, upper = (name if name in row else (i, name) for name in (edge.src, edge.dst))
+        for end, bar in ((lower, 0), (upper, len(used) + 1)):
+            if end not in row:
+                nodes[end], widths[end] = bar, LANE
+        ends.append((lower, upper))
     x, between = place(nodes, widths, [*ends, *taken.ties], lane=LANE)
     ways = []
     for (src, dst), passed in zip(ends, between, strict=False):
@@ -254,12 +254,12 @@ def _draw_boxes(ax: Axes, layout: _Layout) -> None:
         draw(patch, x, y, box.name, 7)
     left, right = ax.get_xlim()
     left, right, thick = left + NAMES, right - 0.02, BAR / PITCH
-    for y, name in (
+    for low, name in (
         (-1 - thick, "token embedding (input)"),
         (len(layout.rows), "final residual stream (logits)"),
     ):
-        bar = Rectangle((left, y), right - left, thick, edgecolor=INK)
-        draw(bar, (left + right) / 2, y + thick / 2, name, 7.5)
+        bar = Rectangle((left, low), right - left, thick, edgecolor=INK)
+        draw(bar, (left + right) / 2, low + thick / 2, name, 7.5)
 
 
 def _legend(figure: Figure, edges: Sequence[Arrow], total: int, largest: float) -> None:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"absolute": "#0072B2", "signed": "#D55E00"}
-NAMES = {
-    "absolute": "largest |score| (CMD)",
-    "signed": "most supporting (CPR)",
+RANKINGS = {
+    "absolute": ("#0072B2", "o", "largest |score| (CMD)"),
+    "signed": ("#D55E00", "s", "most supporting (CPR)"),
 }
-MARKERS = {"absolute": "o", "signed": "s"}
+"""Colour, marker and name of a line of circuits, by how their edges are ranked."""
+
 NULL_COLOURS = {"random": "#56B4E9", "layer-matched": "#E69F00"}
 GOAL = 0.9
 
@@ -53,9 +53,8 @@ def faithfulness_curve(
     RequestError
         If the circuit's faithfulness or its size is missing.
     """
-    missing = [
-        n for n in ("faithfulness", "faithfulness_low", "faithfulness_high") if n not in circuit
-    ]
+    needed = ("faithfulness", "faithfulness_low", "faithfulness_high")
+    missing = [n for n in needed if n not in circuit]
     missing += [a for a in ("n_kept", "n_total") if a not in circuit.attrs]
     if missing:
         raise RequestError(
@@ -69,8 +68,9 @@ def faithfulness_curve(
         ax = axes[0]
         handles: list[Any] = []
         if grid is not None:
-            for ranking in labels(grid, "ranking"):
-                handles.append(_curve(ax, grid.sel(ranking=ranking), ranking, circuit))
+            handles += [
+                _curve(ax, grid.sel(ranking=r), r, circuit) for r in labels(grid, "ranking")
+            ]
         handles.append(_point(ax, circuit))
         low, high = ax.get_ylim()
         ax.set_ylim(min(low, -0.1), max(high, 1.14))
@@ -90,11 +90,12 @@ def _curve(ax: Axes, here: xr.Dataset, ranking: str, circuit: xr.Dataset) -> Any
     there = size > 0
     order = np.argsort(size[there], kind="stable")
     x, value, low, high = (v[there][order] for v in (size, value, low, high))
-    colour = COLOURS.get(ranking, OTHER_COLOURS[0])
+    other = (OTHER_COLOURS[0], "D", readable(ranking))
+    colour, marker, name = RANKINGS.get(ranking, other)
     ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     (line,) = ax.plot(
-        x, value, color=colour, linewidth=1.4, marker=MARKERS.get(ranking, "D"), markersize=3.6,
-        label=f"best edges: {NAMES.get(ranking, readable(ranking))}", zorder=3,
+        x, value, color=colour, linewidth=1.4, marker=marker, markersize=3.6,
+        label=f"best edges: {name}", zorder=3,
     )  # fmt: skip
     return line
 

@@ -12,7 +12,7 @@ Sugiyama, Tagawa and Toda 1981; Gansner et al. 1993 (weights that keep long edge
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,20 +21,6 @@ STRAIGHTENINGS = 60
 
 LONG = 6.0
 """How much more a long edge pulls on its own way points than on a node."""
-
-
-@dataclass
-class _Items:
-    """Nodes and then way points as numbers: their row, width and neighbours."""
-
-    row: list[int] = field(default_factory=list)
-    width: list[float] = field(default_factory=list)
-    links: list[tuple[int, int]] = field(default_factory=list)
-
-    def add(self, row: int, width: float) -> int:
-        self.row.append(row)
-        self.width.append(width)
-        return len(self.row) - 1
 
 
 def place(
@@ -71,66 +57,55 @@ def place(
     >>> [[row for row, _ in way] for way in ways]
     [[], [], [1]]
     """
-    items = _Items()
-    index = {node: items.add(row, widths[node]) for node, row in rows.items()}
+    row, width = list(rows.values()), [widths[node] for node in rows]
+    index = {node: i for i, node in enumerate(rows)}
+    links: list[tuple[int, int]] = []
     ways = []
     for lower, upper in edges:
-        way, at = [], index[lower]
-        for row in range(rows[lower] + 1, rows[upper]):
-            step = items.add(row, lane)
-            items.links.append((at, step))
-            way.append(step)
-            at = step
-        items.links.append((at, index[upper]))
+        passed = range(rows[lower] + 1, rows[upper])
+        way = range(len(row), len(row) + len(passed))
+        row += passed
+        width += [lane] * len(passed)
+        links += pairwise([index[lower], *way, index[upper]])
         ways.append(way)
-    layers = _ordered(items)
-    x = _straightened(items, layers, n_nodes=len(index))
+    layers = _ordered(row, links)
+    x = _straightened(width, links, layers, n_nodes=len(index))
     return (
         {node: float(x[i]) for node, i in index.items()},
-        [[(items.row[i], float(x[i])) for i in way] for way in ways],
+        [[(row[i], float(x[i])) for i in way] for way in ways],
     )
 
 
-def _neighbours(items: _Items) -> tuple[list[list[int]], list[list[int]]]:
-    below: list[list[int]] = [[] for _ in items.row]
-    above: list[list[int]] = [[] for _ in items.row]
-    for lower, upper in items.links:
+def _ordered(row: list[int], links: list[tuple[int, int]]) -> list[list[int]]:
+    """Items of every row from left to right: the order with the fewest crossings that sweeps find."""
+    below: list[list[int]] = [[] for _ in row]
+    above: list[list[int]] = [[] for _ in row]
+    for lower, upper in links:
         below[upper].append(lower)
         above[lower].append(upper)
-    return below, above
-
-
-def _ordered(items: _Items) -> list[list[int]]:
-    """Items of every row from left to right: the order with the fewest crossings that sweeps find."""
-    below, above = _neighbours(items)
-    row = np.array(items.row, dtype=int)
-    layers = [np.flatnonzero(row == k).tolist() for k in range(max(items.row, default=-1) + 1)]
-    best, fewest = [list(layer) for layer in layers], _crossings(items, layers)
+    layers = [np.flatnonzero(np.array(row) == k).tolist() for k in range(max(row, default=-1) + 1)]
+    best, fewest = [list(layer) for layer in layers], _crossings(row, links, layers)
     for sweep in range(SWEEPS):
         upward = sweep % 2 == 0
+        near = below if upward else above
         for layer in layers[1:] if upward else layers[-2::-1]:
-            at = _relative(layers)
-            near = below if upward else above
+            # places in rows of any length are compared as shares of the row
+            at = {i: (k + 0.5) / len(other) for other in layers for k, i in enumerate(other)}
             centre = {
                 i: float(np.mean([at[j] for j in near[i]])) if near[i] else at[i] for i in layer
             }
-            layer[:] = [i for *_, i in sorted((centre[i], at[i], i) for i in layer)]
-        crossings = _crossings(items, layers)
+            layer.sort(key=lambda i: (centre[i], at[i], i))
+        crossings = _crossings(row, links, layers)
         if crossings < fewest:
             best, fewest = [list(layer) for layer in layers], crossings
     return best
 
 
-def _relative(layers: list[list[int]]) -> dict[int, float]:
-    """Place of every item in its row, 0 to 1."""
-    return {i: (k + 0.5) / len(layer) for layer in layers for k, i in enumerate(layer)}
-
-
-def _crossings(items: _Items, layers: list[list[int]]) -> int:
+def _crossings(row: list[int], links: list[tuple[int, int]], layers: list[list[int]]) -> int:
     rank = {i: k for layer in layers for k, i in enumerate(layer)}
     by_row: dict[int, list[tuple[int, int]]] = {}
-    for lower, upper in items.links:
-        by_row.setdefault(items.row[lower], []).append((rank[lower], rank[upper]))
+    for lower, upper in links:
+        by_row.setdefault(row[lower], []).append((rank[lower], rank[upper]))
     total = 0
     for pairs in by_row.values():
         ends = np.array(pairs)
@@ -140,18 +115,20 @@ def _crossings(items: _Items, layers: list[list[int]]) -> int:
     return total
 
 
-def _straightened(items: _Items, layers: list[list[int]], *, n_nodes: int) -> np.ndarray:
+def _straightened(
+    widths: list[float], links: list[tuple[int, int]], layers: list[list[int]], *, n_nodes: int
+) -> np.ndarray:
     """The x of every item: least squares to its neighbours, order and distances kept."""
     from scipy.optimize import isotonic_regression
     from scipy.sparse import csr_array
 
-    n = len(items.row)
-    lower, upper = np.array(items.links, dtype=int).reshape(-1, 2).T
+    n = len(widths)
+    lower, upper = np.array(links, dtype=int).reshape(-1, 2).T
     weight = LONG ** ((lower >= n_nodes).astype(int) + (upper >= n_nodes))
     ends = (np.concatenate([lower, upper]), np.concatenate([upper, lower]))
     pull = csr_array((np.concatenate([weight, weight]), ends), shape=(n, n))
     total = pull.sum(axis=1)
-    width, x, offsets = np.array(items.width), np.zeros(n), []
+    width, x, offsets = np.array(widths), np.zeros(n), []
     for layer in layers:
         half = width[layer] / 2
         offset = np.concatenate([[0.0], np.cumsum(half[:-1] + half[1:])])

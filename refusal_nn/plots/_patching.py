@@ -20,7 +20,7 @@ from refusal_nn.plots._cells import (
     tall,
 )
 from refusal_nn.plots._read import labels, require
-from refusal_nn.plots._style import EMPTY, INK, new_figure, style
+from refusal_nn.plots._style import INK, new_figure, style
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +38,7 @@ INTERCHANGE_NAMES = {
     "sufficiency": "Sufficiency: into harmless prompts",
     "necessity": "Necessity: into harmful prompts",
 }
+CLEAR = "interval leaves out 0"
 
 
 def patch_positions(results: xr.Dataset) -> Figure:
@@ -65,12 +66,12 @@ def patch_positions(results: xr.Dataset) -> Figure:
     n_sites, n_positions, _ = table["recovery_mean"].shape
     with style():
         figure = new_figure(height=n_sites * (0.5 + tall(n_positions, least=2)) + 0.5)
-        axes = figure.subplots(n_sites, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        axes = list(figure.subplots(n_sites, 1, sharex=True, sharey=True, squeeze=False)[:, 0])
         cells = _maps(axes, table, SITE_NAMES)
         axes[-1].set_xlabel("layer")
         figure.supylabel("position from the end", size=8.5)
-        colour_bar(figure, cells, list(axes), "recovery", aspect=22, shrink=0.9)
-        _legend(figure, table["recovery_mean"])
+        colour_bar(figure, cells, axes, "recovery", aspect=22, shrink=0.9)
+        legend(figure, [dot_handle(CLEAR)], table["recovery_mean"])
     return figure
 
 
@@ -102,16 +103,21 @@ def patch_heads(results: xr.Dataset, *, alpha: float = 0.05) -> Figure:
     framed, why = _framed(table, alpha)
     marked = framed.broadcast_like(table["recovery_mean"]).transpose("interchange", "layer", "head")
     with style():
+        from matplotlib.patches import Patch
+
         figure = new_figure(height=tall(n_layers) + 0.9)
-        axes = figure.subplots(1, n_directions, sharex=True, sharey=True, squeeze=False)[0]
+        axes = list(figure.subplots(1, n_directions, sharex=True, sharey=True, squeeze=False)[0])
         cells = _maps(axes, table, INTERCHANGE_NAMES, room=MAX_ANNOTATED // n_directions)
         for panel, row, column in np.argwhere(marked.values):
             box(axes[panel], int(row), int(column))
         for ax in axes:
             ax.set_xlabel("head")
         axes[0].set_ylabel("layer")
-        colour_bar(figure, cells, list(axes), "recovery", aspect=18, shrink=0.95)
-        _legend(figure, table["recovery_mean"], boxed=why if bool(framed.any()) else None)
+        colour_bar(figure, cells, axes, "recovery", aspect=18, shrink=0.95)
+        handles = [dot_handle(CLEAR)]
+        if framed.any():
+            handles.append(Patch(fill=False, edgecolor=INK, linewidth=1.6, label=why))
+        legend(figure, handles, table["recovery_mean"])
     return figure
 
 
@@ -151,14 +157,3 @@ def _maps(
     number_cells(axes[0].xaxis, table[columns].values)
     number_cells(axes[0].yaxis, table[rows].values)
     return cells
-
-
-def _legend(figure: Figure, values: xr.DataArray, *, boxed: str | None = None) -> None:
-    from matplotlib.patches import Patch
-
-    handles = [dot_handle("interval leaves out 0")]
-    if boxed:
-        handles.append(Patch(fill=False, edgecolor=INK, linewidth=1.6, label=boxed))
-    if values.isnull().any():
-        handles.append(Patch(facecolor=EMPTY, label="not measured"))
-    legend(figure, handles)

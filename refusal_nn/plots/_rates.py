@@ -13,11 +13,11 @@ from refusal_nn.plots._cells import legend
 from refusal_nn.plots._read import bounds, confidence, labels, require, span
 from refusal_nn.plots._style import (
     INK,
+    LINE,
     MUTED,
     STYLE_NAMES,
     condition_colours,
     new_figure,
-    rate_axis,
     readable,
     style,
 )
@@ -60,17 +60,13 @@ def refusal_rates(rates: xr.Dataset) -> Figure:
     names, styles = labels(rates, "intervention"), labels(rates, "style")
     colours = condition_colours(names)
     with style():
-        figure = new_figure(height=0.95 + 0.3 * len(names))
-        axes = np.atleast_1d(figure.subplots(1, len(styles), sharey=True))
+        titles = [_title(rates, one) for one in styles]
+        figure, axes = _frame(0.95, [readable(n) for n in names], titles)
         for ax, one in zip(axes, styles, strict=True):
-            rate_axis(ax)
             for row, name in enumerate(names):
                 here = rates.sel(intervention=name, style=one)
                 _tick(ax, here, "coherent_rate", row)
                 _dot(ax, here, "", row, colours[name], hollow=name.startswith("random"))
-            ax.set_title(_title(rates, one), fontsize=8.5)
-        axes[0].set_yticks(range(len(names)), [readable(n) for n in names])
-        axes[0].set_ylim(len(names) - 0.5, -0.5)
         _legend(figure, rates)
     return figure
 
@@ -103,10 +99,9 @@ def category_rates(
     shown = _panels(rates, panels)
     categories = labels(rates, "category")
     with style():
-        figure = new_figure(height=1.0 + 0.3 * len(categories))
-        axes = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
+        titles = [STYLE_NAMES.get(one, one) + _each(rates, one) for one in shown]
+        figure, axes = _frame(1.0, categories, titles)
         for ax, (one, names) in zip(axes, shown.items(), strict=True):
-            rate_axis(ax)
             colours = condition_colours(names)
             offsets = (np.arange(len(names)) - (len(names) - 1) / 2) * min(0.3, 0.7 / len(names))
             for name, offset in zip(names, offsets, strict=True):
@@ -114,13 +109,10 @@ def category_rates(
                     here = rates.sel(intervention=name, style=one, category=category)
                     label = readable(name) if row == 0 else None
                     _dot(ax, here, "category_", row + offset, colours[name], label=label)
-            ax.set_title(STYLE_NAMES.get(one, one) + _each(rates, one), fontsize=8.5)
             ax.legend(
                 loc="upper center", bbox_to_anchor=(0.5, -0.6 / len(categories) - 0.12),
                 ncols=len(names), handletextpad=0.3,
             )  # fmt: skip
-        axes[0].set_yticks(range(len(categories)), categories)
-        axes[0].set_ylim(len(categories) - 0.5, -0.5)
     return figure
 
 
@@ -138,6 +130,24 @@ def _panels(rates: xr.Dataset, panels: Mapping[str, Sequence[str]] | None) -> di
             f"{', '.join(sorted(have))}."
         )
     return shown
+
+
+def _frame(room: float, rows: list[str], titles: list[str]) -> tuple[Figure, list[Axes]]:
+    """A panel for each title, with the same rows and an x axis of shares, 0 to 100 %."""
+    figure = new_figure(height=room + 0.3 * len(rows))
+    axes = list(figure.subplots(1, len(titles), sharey=True, squeeze=False)[0])
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_xlim(-0.04, 1.04)
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "50", "", "100"])
+        ax.set_xlabel("refused (%)")
+        ax.grid(axis="x", color=LINE, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.set_title(title, fontsize=8.5)
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure, axes
 
 
 def _dot(

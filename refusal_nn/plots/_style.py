@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from refusal_nn.errors import RequestError
 from refusal_nn.store._disk import write_atomically
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 7.2
@@ -47,6 +47,8 @@ STYLE_NAMES = {
     "safe": "harmless (safe)",
 }
 
+_TICKS = {"color": MUTED, "labelcolor": INK, "labelsize": 8, "major.width": 0.7}
+
 _PARAMETERS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -61,20 +63,10 @@ _PARAMETERS: dict[str, Any] = {
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titlepad": 6,
-    "axes.unicode_minus": True,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
+    **{f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()},
     "legend.fontsize": 8,
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
-    "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
     "svg.hashsalt": "refusal_nn",
@@ -88,7 +80,9 @@ def style() -> Iterator[None]:
     """Matplotlib's parameters set to ours for the block, whatever the user's are."""
     import matplotlib as mpl
 
-    defaults = {k: v for k, v in mpl.rcParamsDefault.items() if _ours(k)}
+    # these belong to the process, not to a figure; setting them switches backends or warns
+    process = ("backend", "interactive", "toolbar")
+    defaults = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(process)}
     # defaults, not the caller's settings: a figure must not depend on who draws it
     with mpl.rc_context(defaults), warnings.catch_warnings():
         # text stays text, so it is the reader's fonts that must have the glyph
@@ -109,26 +103,13 @@ def new_figure(height: float) -> Figure:
 
 def condition_colours(names: Iterable[str]) -> dict[str, str]:
     """A colour for each condition: fixed for the known ones, the palette in order for others."""
-    names = [str(n) for n in names]
     others = [n for n in names if n not in CONDITION_COLOURS]
-    cycle = {n: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, n in enumerate(others)}
-    return {n: CONDITION_COLOURS.get(n) or cycle[n] for n in names}
+    return CONDITION_COLOURS | dict(zip(others, cycle(OTHER_COLOURS), strict=False))
 
 
 def readable(name: str) -> str:
     """``random_ablation`` as a reader wants it: ``random ablation``."""
     return str(name).replace("_", " ")
-
-
-def rate_axis(ax: Axes) -> None:
-    """An x axis of shares, 0 to 100 %, with a light grid."""
-    ax.set_xlim(-0.04, 1.04)
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "50", "", "100"])
-    ax.set_xlabel("refused (%)")
-    ax.grid(axis="x", color=LINE, linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
 
 
 def to_svg(figure: Figure, *, prefix: str = "", themed: bool = False) -> str:
@@ -211,8 +192,3 @@ def save(figure: Figure, path: str | Path) -> Path:
             "file."
         ) from error
     return target
-
-
-def _ours(parameter: str) -> bool:
-    # these two belong to the process, not to a figure; setting them switches backends or warns
-    return not parameter.startswith(("backend", "interactive", "toolbar"))

@@ -54,15 +54,12 @@ def behaviour(source: Source) -> list[Block]:
     rates = source.groups["rates"]
     styles = labels(rates, "style")
     counts = "; ".join(f"{STYLE_NAMES.get(s, s)}: n = {_n(rates, s)}" for s in styles)
-    rows = []
-    for condition in labels(rates, "intervention"):
-        row = [readable(condition)]
-        for style in styles:
-            row += [cell(rates, condition, style), percent(coherent(rates, condition, style))]
-        rows.append(row)
-    columns = [""]
+    conditions = labels(rates, "intervention")
+    columns, rows = [""], [[readable(condition)] for condition in conditions]
     for style in styles:
         columns += [f"{STYLE_NAMES.get(style, style)}: refused", "coherent"]
+        for row, of in zip(rows, conditions, strict=True):
+            row += [cell(rates, of, style), percent(coherent(rates, of, style))]
     explain = (
         "A completion counts as refused if it holds one of the 12 published refusal strings and is "
         "coherent; broken text is neither refusal nor compliance."
@@ -180,13 +177,12 @@ def score_figure(source: Source) -> list[Block]:
 def _changes(source: Source, pairs: Sequence[Pair], title: str, intro: str = "") -> list[Block]:
     """Rates against the baseline on the same prompts, and the paired change."""
     rates = source.groups["rates"]
+    level = float(rates.attrs.get("confidence", 0.95))
     rows, alike = [], False
     for condition, style in pairs:
         if not (has(rates, condition, style) and has(rates, "baseline", style)):
             continue
-        change, constant = _change(
-            source.data, condition, style, float(rates.attrs.get("confidence", 0.95))
-        )
+        change, constant = _change(source.data, condition, style, level)
         alike |= constant
         rows.append(
             [

@@ -173,11 +173,9 @@ def _counts(data: xr.Dataset) -> str:
     if "kept" not in data or "harm" not in data.coords:
         return ""
     kept = data["kept"].values.astype(bool)
-    parts = [
-        plural(int((kept & (data["harm"].values == harm)).sum()), f"{harm} prompt")
-        for harm in ("harmful", "harmless")
-    ]
-    return listed(parts)
+    harms = ("harmful", "harmless")
+    counts = {harm: int((kept & (data["harm"].values == harm)).sum()) for harm in harms}
+    return listed([plural(n, f"{harm} prompt") for harm, n in counts.items()])
 
 
 def _tally(dropped: np.ndarray, used: dict[str, float], n_layers: int) -> Table:

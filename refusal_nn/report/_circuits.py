@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import xarray as xr
@@ -24,6 +25,13 @@ RULES = {
     "greedy": "the best edges from the logits up",
     "threshold": "the edges above a threshold",
 }
+MEASURES = (
+    ("faithfulness", "faithfulness", "the circuit alone; 1: as the whole model"),
+    ("completeness", "of the complement", "everything but the circuit; 0: nothing is left"),
+    ("cpr", "CPR", "area under faithfulness, edges by support; higher is better"),
+    ("cmd", "CMD", "area between faithfulness and 1, edges by size; lower is better"),
+)
+"""Variable, name and meaning of what is measured of a circuit."""
 
 
 def discovered(source: Source) -> list[Block]:
@@ -75,29 +83,22 @@ def evaluated(source: Source, *, drawn: bool) -> list[Block]:
             "Lines of faithfulness by size of the circuit, beside dots of random circuits.",
         )
     )
-    blocks.append(_measures(source))
-    if null is not None:
-        blocks.append(_nulls(null))
-    return blocks + _minimality(groups.get("minimality"))
+    random = [] if null is None else [_nulls(null)]
+    return [*blocks, _measures(source), *random, *_minimality(groups.get("minimality"))]
 
 
 def compared(source: Source) -> list[Block]:
     """Overlap of circuits two by two, and what one does on another's pairs."""
     data = source.data
-    names = labels(data, "circuit")
-    p = data.get("overlap_p")
     rows = []
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            at = data.sel(circuit=first, other=second)
-            row = [f"{first} and {second}"]
-            for name in ("iou", "node_iou", "rank_correlation", "rank_overlap"):
-                row.append(number(float(at[name]), digits=2) if name in data else "–")
-            if p is not None:
-                row += [p_value(float(v)) for v in p.sel(circuit=first, other=second).values]
-            rows.append(row)
+    for first, second in combinations(labels(data, "circuit"), 2):
+        at = data.sel(circuit=first, other=second)
+        row = [f"{first} and {second}"]
+        for name in ("iou", "node_iou", "rank_correlation", "rank_overlap"):
+            row.append(number(float(at.get(name, math.nan)), digits=2))
+        rows.append(row + [p_value(float(v)) for v in at.get("overlap_p", ())])
     columns = ["circuits", "edges shared", "nodes shared", "rank correlation", "rank overlap"]
-    if p is not None:
+    if "overlap_p" in data:
         columns += [f"p ({kind})" for kind in labels(data, "null")]
     blocks: list[Block] = [
         Table.of(
@@ -109,12 +110,8 @@ def compared(source: Source) -> list[Block]:
             "different mechanisms.",
         )
     ]
-    cross = next(
-        (g for g in source.groups.values() if "faithfulness" in g and "pairs" in g.dims), None
-    )
-    if cross is not None:
-        blocks.append(_cross(cross))
-    return blocks
+    crosses = [g for g in source.groups.values() if "faithfulness" in g and "pairs" in g.dims]
+    return [*blocks, *map(_cross, crosses[:1])]
 
 
 def answer(discovery: Source | None, evaluation: Source | None, *, name: str) -> list[str]:
@@ -199,15 +196,7 @@ def _stability(source: Source) -> list[Block]:
 
 def _measures(source: Source) -> Table:
     data = source.data
-    meaning = {
-        "faithfulness": ("faithfulness", "the circuit alone; 1: as the whole model"),
-        "completeness": ("of the complement", "everything but the circuit; 0: nothing is left"),
-        "cpr": ("CPR", "area under faithfulness, edges by support; higher is better"),
-        "cmd": ("CMD", "area between faithfulness and 1, edges by size; lower is better"),
-    }
-    rows = [
-        [title, _at(data, name), what] for name, (title, what) in meaning.items() if name in data
-    ]
+    rows = [[title, _at(data, name), what] for name, title, what in MEASURES if name in data]
     return Table(
         ["", "value", ""],
         rows,

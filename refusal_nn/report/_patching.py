@@ -80,7 +80,7 @@ def positions(source: Source) -> list[Block]:
 def best_place(data: xr.Dataset, site: str) -> tuple[tuple[int, int], str]:
     """Layer and position of a site's largest mean recovery, and it with its interval."""
     here = data.sel(site=site).stack(place=("layer", "position"))
-    at = here.isel(place=int(here["recovery_mean"].argmax()))
+    at = here.isel(place=int(here["recovery_mean"].argmax("place")))
     return (int(at["layer"]), int(at["position"])), interval(*bounds(at, "recovery_mean"))
 
 
@@ -105,8 +105,10 @@ def heads(source: Source) -> list[Block]:
         return blocks + _tested(source)
     found = marked(data["refusal_head"], "layer", "head")
     if not found:
-        none = "No head was found that decides to refuse, alone or with others."
-        return [*blocks, Paragraph(none)]
+        return [
+            *blocks,
+            Paragraph("No head was found that decides to refuse, alone or with others."),
+        ]
     together = [_head_table(source, found), _joint(source)]
     return [*blocks, *together, *_cascade(source), *_patched_runs.said(source)]
 
@@ -207,19 +209,15 @@ def _cascade(source: Source) -> list[Block]:
     tower = source.groups.get("cascade")
     if tower is None or "cascade" not in tower or not 2 <= tower.sizes["dst"] <= CASCADE_SHOWN:
         return []
-    names = labels(tower, "dst")
-    rows = []
-    for src in labels(tower, "src"):
-        values = [float(tower["cascade"].sel(src=src, dst=dst)) for dst in names]
-        if np.isfinite(values).any():
-            rows.append([src, *(_whole(v) for v in values)])
+    falls = tower["cascade"].transpose("src", "dst").dropna("src", how="all")
+    rows = [[str(row["src"].item()), *(_whole(float(v)) for v in row)] for row in falls]
     if not rows:
         return []
     caption = (
         "Which heads fall with which, in per cent: the share of what a head (column) does for the "
         "metric that goes when an earlier head (row) is exchanged."
     )
-    return [Table.of(["exchanged", *names], rows, caption)]
+    return [Table.of(["exchanged", *labels(falls, "dst")], rows, caption)]
 
 
 def _whole(share: float) -> str:
@@ -230,11 +228,12 @@ def _pairs(source: Source) -> str:
     n = source.attrs.get(
         "n_test_pairs", source.attrs.get("n_pairs", source.data.sizes.get("prompt"))
     )
-    dropped = source.attrs.get("dropped_pairs", [])
     if n is None:
         return ""
-    out = f"; {plural(len(dropped), 'pair')} left out, which the model does not treat as labelled"
-    return f"{plural(int(n), 'pair')}{out if len(dropped) else ''}."
+    text = plural(int(n), "pair")
+    if dropped := len(source.attrs.get("dropped_pairs", [])):
+        text += f"; {plural(dropped, 'pair')} left out, which the model does not treat as labelled"
+    return f"{text}."
 
 
 def _interval(source: Source) -> str:

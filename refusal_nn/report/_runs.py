@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from refusal_nn.plots._read import labels
@@ -63,10 +64,9 @@ def _overlap(sources: list[Source]) -> str:
     held = [s for s in sources if s.kind in roles and "prompt_id" in s.data.coords]
     pairs = [
         (a, b)
-        for i, a in enumerate(held)
-        for b in held[i + 1 :]
+        for a, b in combinations(held, 2)
         # a direction and a circuit may well be of the same prompts
-        if a.kind != b.kind and _of_direction(a) == _of_direction(b)
+        if a.kind != b.kind and a.kind.startswith("direction-") == b.kind.startswith("direction-")
     ]
     if not pairs:
         return ""
@@ -114,10 +114,6 @@ def provenance(sources: list[Source]) -> list[Block]:
         Paragraph("Versions: " + ", ".join(f"{k} {v}" for k, v in v.items()) + ".") for v in seen
     ]
     return blocks
-
-
-def _of_direction(source: Source) -> bool:
-    return source.kind.startswith("direction-")
 
 
 def _seconds(value: Any) -> str:
