@@ -13,10 +13,7 @@ Examples
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from refusal_nn._lazy import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,10 +128,15 @@ def save(
     return store.save(data, path, provenance)
 
 
-def _module(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'refusal_nn' has no attribute {name!r}")
+    for module, names in _ATTRIBUTES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"refusal_nn.{module}"), name)
+            return value
     return import_module(f"refusal_nn.{name}")
 
 
-__getattr__, __dir__ = lazy(__name__, _ATTRIBUTES, _module)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Packages whose names are loaded on first use."""
+"""Packages of ours whose names are loaded on first use."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ ROOT = Path(refusal_nn.__file__).parents[1]
 # Lowest first. A module may import its own entry and those below; modules of one row do not import
 # each other. `organisms` are the scripts that make the embedded models: nothing rests on them.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_renamed"),
+    ("errors", "_lazy", "_renamed"),
     ("evaluation", "recorded"),  # old names
     ("_signature",),
     ("_analyses",),  # how an analysis is declared; the analyses are found by name
@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 # May be imported where torch is not installed.
-TORCH_FREE = ("errors", "_signature", "_analyses", "store", "prompts", "judges", "stats")
+TORCH_FREE = ("errors", "_lazy", "_signature", "_analyses", "store", "prompts", "judges", "stats")
 
 
 def _files() -> Iterator[tuple[str, Path]]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from refusal_nn.attribution import EdgeGraph
 
+GIVE = "the result of an attribute run"
+
 DECADES = 3
 """Decades below the largest |score| that the colours of the edge matrix tell apart."""
 
@@ -53,7 +55,7 @@ def edge_scores(results: xr.Dataset) -> Figure:
     RequestError
         If the scores are missing or the attrs do not describe a graph.
     """
-    graph, scores = _graph(results), _scores(results, "edge_score_mean", ("src", "dst"))
+    graph, scores = _graph(results), require(results, "edge_score_mean", ("src", "dst"), GIVE)
     values = scores.sel(src=graph.src, dst=graph.dst).values
     with style():
         from matplotlib.colors import SymLogNorm
@@ -131,16 +133,11 @@ def node_summary(results: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     if "node_score" in results:
         scores = results["node_score"]
     else:
-        scores = _scores(results, "edge_score", ("prompt", "src", "dst")).sum("dst")
+        scores = require(results, "edge_score", ("prompt", "src", "dst"), GIVE).sum("dst")
     scores = scores.transpose("prompt", "src").astype(float)
     n = scores.sizes["prompt"]
     error = scores.std("prompt", ddof=1) / np.sqrt(n) if n > 1 else scores.isel(prompt=0) * np.nan
     return scores.mean("prompt"), error
-
-
-def _scores(results: xr.Dataset, name: str, dims: tuple[str, ...]) -> xr.DataArray:
-    require(results, name, dims, "the result of an attribute run")
-    return results[name].transpose(*dims)
 
 
 def _graph(results: xr.Dataset) -> EdgeGraph:

@@ -41,8 +41,8 @@ def confidence(attrs: Mapping[Any, Any]) -> str:
 
 def require(
     results: xr.Dataset, name: str, dims: Sequence[str], give: str, *, bounded: bool = False
-) -> None:
-    """Insist on a variable over dims, and on the ends of its interval if ``bounded``.
+) -> xr.DataArray:
+    """A variable over dims, in their order; the ends of its interval must be there if ``bounded``.
 
     Raises
     ------
@@ -56,3 +56,4 @@ def require(
             f"the figure needs {name}{' with _low and _high' if bounded else ''} over "
             f"({', '.join(dims)}), but the results hold {held}; give {give}."
         )
+    return results[name].transpose(*dims)

@@ -43,9 +43,9 @@ def said(source: Source) -> list[Block]:
                 ]
             )
     n = next(iter(found.values())).sizes["prompt"]
-    ungated = any(group.attrs.get("nll_limit", 0) is None for group in found.values())
-    alone = " (by repetition alone: harmless prompts got no longer text to compare with)"
-    how = alone if ungated else ""
+    how = ""
+    if any(group.attrs.get("nll_limit", 0) is None for group in found.values()):
+        how = " (by repetition alone: harmless prompts got no longer text to compare with)"
     table = Table.of(
         ["", "exchanged", "refused", "coherent"],
         rows,

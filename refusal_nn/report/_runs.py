@@ -73,11 +73,10 @@ def _overlap(sources: list[Source]) -> str:
     found = []
     for first, second in pairs:
         for label, word in (("prompt_id", "prompts"), ("family", "families")):
-            if label in first.data.coords and label in second.data.coords:
-                both = set(labels(first.data, label)) & set(labels(second.data, label))
-                if both:
-                    names = f"{roles[first.kind]} and {roles[second.kind]}"
-                    found.append(f"{names} share {len(both):,} {word}")
+            both = [set(labels(s.data, label)) for s in (first, second) if label in s.data.coords]
+            if len(both) == 2 and (shared := both[0] & both[1]):
+                names = f"{roles[first.kind]} and {roles[second.kind]}"
+                found.append(f"{names} share {len(shared):,} {word}")
     if found:
         return f"Beware: {'; '.join(found)}, so the test is not on new prompts."
     kinds = listed([roles[k] for k in roles if k in {s.kind for pair in pairs for s in pair}])
