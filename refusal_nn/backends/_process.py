@@ -90,6 +90,7 @@ class Worker:
             self.process.kill()
 
         clock = threading.Timer(threading.TIMEOUT_MAX if within is None else within, end)
+        clock.daemon = True  # a process that is interrupted here ends all the same
         with self.lock:
             clock.start()
             try:

@@ -43,7 +43,7 @@ def plain_greedy() -> dict[str, Any]:
     from transformers import GenerationConfig
 
     return {
-        **dict.fromkeys(vars(GenerationConfig()).keys() - NOT_OF_DECODING),
+        **dict.fromkeys(sorted(vars(GenerationConfig()).keys() - NOT_OF_DECODING)),
         "do_sample": False,
         "num_beams": 1,
         "num_return_sequences": 1,
