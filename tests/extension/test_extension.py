@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,25 @@ def environment(site: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(site), above]))}
 
 
-def refusal_nn(site: Path, *argv: Any) -> subprocess.CompletedProcess[str]:
+def python(env: dict[str, str], *argv: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "refusal_nn", *map(str, argv)],
+        [sys.executable, *map(str, argv)],
         capture_output=True,
         text=True,
         timeout=limit(120),
         cwd=ROOT,
-        env=environment(site),
+        env=env,
     )
+
+
+def printed(env: dict[str, str], code: str) -> str:
+    done = python(env, "-c", code)
+    done.check_returncode()
+    return done.stdout
+
+
+def refusal_nn(site: Path, *argv: Any) -> subprocess.CompletedProcess[str]:
+    return python(environment(site), "-m", "refusal_nn", *argv)
 
 
 def done(site: Path, *argv: Any) -> Any:
@@ -90,15 +101,7 @@ def test_help_lists_the_command_without_importing_the_package(site: Path) -> Non
         "    print(CliRunner().invoke(cli, words).output)\n"
         "print(sorted({'norms', 'torch'} & set(sys.modules)))\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=limit(120),
-        cwd=ROOT,
-        env=environment(site),
-        check=True,
-    ).stdout
+    told = printed(environment(site), code)
     assert re.search(r"^  norms +Added by norms\.$", told, re.MULTILINE)
     assert re.search(r"^  measure +Norm of the residual stream", told, re.MULTILINE)
     assert re.search(r"--scale FLOAT +What the norms are divided by\. +\[default: 1\.0\]", told)
@@ -132,13 +135,7 @@ def test_a_killed_run_is_resumed_to_the_same_store(site: Path, stores: Path) -> 
         cli({argv!r}, prog_name="refusal-nn")
         """
     )
-    killed = subprocess.run(
-        [sys.executable, "-c", dying],
-        capture_output=True,
-        timeout=limit(120),
-        cwd=ROOT,
-        env=environment(site),
-    )
+    killed = python(environment(site), "-c", dying)
     assert killed.returncode == -signal.SIGKILL
     shown = done(site, "runs", "show", "killed", "--stores", stores)
     assert (shown["state"], shown["stages"]["norms"][0]) == ("partial", 4)
@@ -191,15 +188,7 @@ def test_a_verb_of_a_noun_of_ours_comes_after_our_own(among_ours: dict[str, str]
         "    print(CliRunner().invoke(cli, words).output)\n"
         "print(sorted({'norms', 'torch'} & set(sys.modules)))\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=limit(120),
-        cwd=ROOT,
-        env=among_ours,
-        check=True,
-    ).stdout
+    told = printed(among_ours, code)
     assert told.splitlines()[:3] == [
         "True",
         "evaluate extract score select probe",
@@ -215,25 +204,13 @@ def test_a_verb_of_a_noun_of_ours_comes_after_our_own(among_ours: dict[str, str]
 
 def test_a_verb_of_a_noun_of_ours_runs(among_ours: dict[str, str], tmp_path: Path) -> None:
     argv = ["direction", "probe", *measured(tmp_path / "stores", "probed")[2:], "--json"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "refusal_nn", *argv],
-        capture_output=True,
-        text=True,
-        timeout=limit(120),
-        cwd=ROOT,
-        env=among_ours,
-    )
+    ran = python(among_ours, "-m", "refusal_nn", *argv)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["run"].endswith("probed.zarr")
 
 
 def test_a_noun_of_ours_that_has_no_verbs_says_so(among_ours: dict[str, str]) -> None:
-    def said(*argv: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "refusal_nn", *argv]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=limit(120), cwd=ROOT, env=among_ours
-        )
-
+    said = partial(python, among_ours, "-m", "refusal_nn")
     refused = said("attribute", "probe", "--model", "tiny-refuser")
     assert refused.returncode == 2
     assert "attribute-probe of package norms" in refused.stderr
@@ -254,12 +231,7 @@ def test_a_broken_package_costs_one_line(site: Path, stores: Path, tmp_path: Pat
     env = environment(site)
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
 
-    def said(*argv: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "refusal_nn", *argv]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=limit(120), cwd=ROOT, env=env
-        )
-
+    said = partial(python, env, "-m", "refusal_nn")
     listed = said("--help")
     assert listed.returncode == 0, listed.stderr
     assert "broken" in listed.stdout
