@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +129,11 @@ def _size(circuit: Circuit) -> dict[str, int]:
 
 def _edges(circuit: Circuit) -> list[dict[str, Any]]:
     """Edges by ``|score|``, the strongest first."""
-    scores = repeat(None) if circuit.scores is None else circuit.scores[circuit.kept].tolist()
+    scores: list[float | None] = [None] * circuit.n_kept
+    if circuit.scores is not None:
+        scores = circuit.scores[circuit.kept].tolist()
     rows = [
         {"src": src, "dst": dst, "score": score}
-        for (src, dst), score in zip(circuit.edges(), scores, strict=False)
+        for (src, dst), score in zip(circuit.edges(), scores, strict=True)
     ]
     return sorted(rows, key=lambda row: -abs(row["score"] or 0.0))

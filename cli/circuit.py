@@ -165,19 +165,8 @@ def compare(run: Run) -> None:
       refusal-nn circuit compare RUN RUN --pairs tiny-pairs
     """
     table = run.tree.to_dataset()
-    rows = [
-        {
-            "circuit": str(at["circuit"].values),
-            "other": str(at["other"].values),
-            **{
-                name: float(at[name])
-                for name in ("iou", "node_iou", "rank_correlation", "rank_overlap")
-            },
-            "p": float(at["overlap_p"].sel(null="layer-matched")),
-        }
-        for i, j in combinations(range(table.sizes["circuit"]), 2)
-        for at in [table.isel(circuit=i, other=j)]
-    ]
+    every = combinations(range(table.sizes["circuit"]), 2)
+    rows = [_overlap(table.isel(circuit=i, other=j)) for i, j in every]
     cross = _cross(run.tree["cross"].to_dataset()) if "cross" in run.tree.children else []
     document = {"overlap": rows, "cross": cross}
     told = [{k: _three(v) if isinstance(v, float) else v for k, v in row.items()} for row in cross]
@@ -190,6 +179,17 @@ def _bounds(table: xr.Dataset, name: str) -> dict[str, float] | None:
         return None
     ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
     return {key: float(table[variable]) for key, variable in ends.items()}
+
+
+def _overlap(at: xr.Dataset) -> dict[str, Any]:
+    """What two circuits share."""
+    shared = ("iou", "node_iou", "rank_correlation", "rank_overlap")
+    return {
+        "circuit": str(at["circuit"].values),
+        "other": str(at["other"].values),
+        **{name: float(at[name]) for name in shared},
+        "p": float(at["overlap_p"].sel(null="layer-matched")),
+    }
 
 
 def _cross(table: xr.Dataset) -> list[dict[str, Any]]:

@@ -63,8 +63,9 @@ def select(run: Run) -> None:
     selected = {k: run.attrs[k] for k in ("layer", "position", "bypass", "induce", "kl")}
     table = run.tree.to_dataset()
     near = table["bypass"].where(table["near_tie"]).stack(candidate=("position", "layer"))
-    near = near.dropna("candidate").sortby(near.dropna("candidate"))
-    ties = [{"layer": int(c["layer"]), "position": int(c["position"])} for c in near["candidate"]]
+    near = near.dropna("candidate")
+    places = near.sortby(near)["candidate"]
+    ties = [{"layer": int(at["layer"]), "position": int(at["position"])} for at in places]
     show_run(
         run,
         {"selected": selected, "near_ties": ties},

@@ -89,10 +89,11 @@ class Worker:
             late.set()
             self.process.kill()
 
-        clock = threading.Timer(threading.TIMEOUT_MAX if within is None else within, end)
+        clock = threading.Timer(within or 0.0, end)
         clock.daemon = True  # a process that is interrupted here ends all the same
         with self.lock:
-            clock.start()
+            if within is not None:
+                clock.start()
             try:
                 stdin.write(struct.pack("<Q", len(blob)) + blob)
                 stdin.flush()

@@ -82,7 +82,8 @@ def compare(circuits: Mapping[str, Circuit]) -> xr.Dataset:
     above = np.triu_indices(n, 1)
     for k, kind in enumerate(NULLS):
         chance = [overlap_p(graph, a.kept, b.kept, kind=kind) for a, b in combinations(every, 2)]
-        p[k][above] = p[k].T[above] = adjust(chance, "holm")
+        p[k][above] = adjust(chance, "holm")
+        p[k].T[above] = p[k][above]
     both = ("circuit", "other")
     return xr.Dataset(
         {

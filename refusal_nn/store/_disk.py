@@ -49,18 +49,23 @@ def writing(path: Path) -> Iterator[None]:
         raise WorkError(f"cannot write {str(path)!r}: {e}.") from e
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file so that a reader sees the old content or the new, never a part.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that becomes `path` in one step, once it is whole and on the disk.
 
-    The content is on the disk before it takes the name; what fails leaves nothing behind.
+    A reader sees the old content or the new, never a part; what fails leaves nothing behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield draft
+        with draft.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file; see :func:`replacing`."""
+    with replacing(path) as draft:
+        draft.write_bytes(data)

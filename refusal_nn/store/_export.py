@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from refusal_nn.errors import StoreError
-from refusal_nn.store._disk import writing
+from refusal_nn.store._disk import replacing, writing
 from refusal_nn.store._write import as_objects
 from refusal_nn.store.catalogue import find_run
 
@@ -56,16 +56,11 @@ def export(
         raise StoreError(f"there is no folder {str(out.parent)!r} to export to; make it first.")
     if out.exists():
         raise StoreError(f"{str(out)!r} exists; choose another file or delete it first.")
-    temporary = out.with_name(f".{out.name}.writing")
-    try:
-        with writing(out):
-            if kind == "csv":
-                _table(run.dataset(group)).to_csv(temporary, index=False)
-            else:
-                _write_netcdf(run.open(), temporary)
-            temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(out), replacing(out) as draft:
+        if kind == "csv":
+            _table(run.dataset(group)).to_csv(draft, index=False)
+        else:
+            _write_netcdf(run.open(), draft)
     return out
 
 

@@ -85,10 +85,8 @@ class Lock:
         try:
             if not os.path.samestat(os.fstat(fd), self.path.stat()):
                 return False
-        except (
-            FileNotFoundError
-        ):  # the run was committed and its folder removed since it was opened
-            return False
+        except FileNotFoundError:
+            return False  # the run was committed and its folder removed since it was opened
         here, found = {"pid": os.getpid(), "host": socket.gethostname()}, _content(fd)
         if found.get("host") not in (None, here["host"]):
             raise StoreError(
