@@ -20,7 +20,8 @@ ROOT = Path(refusal_nn.__file__).parents[1]
 # Lowest first. A module may import its own entry and those below; modules of one row do not import
 # each other. `organisms` are the scripts that make the embedded models: nothing rests on them.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_lazy", "_renamed"),
+    ("errors", "_lazy", "_renamed", "_terminal"),
+    ("_files",),  # what is read of a user's or a stranger's
     ("evaluation", "recorded"),  # old names
     ("_signature",),
     ("_analyses",),  # how an analysis is declared; the analyses are found by name
@@ -46,7 +47,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 # May be imported where torch is not installed.
-TORCH_FREE = ("errors", "_lazy", "_signature", "_analyses", "store", "prompts", "judges", "stats")
+TORCH_FREE = (
+    *("errors", "_lazy", "_terminal", "_files", "_signature", "_analyses"),
+    *("store", "prompts", "judges", "stats"),
+)
 
 
 def _files() -> Iterator[tuple[str, Path]]:
