@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,34 @@ def quoted(path: str | os.PathLike[str]) -> str:
     """A path for a message, cut in the middle where it is too long to read."""
     text = os.fspath(path)
     return repr(text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}")
+
+
+def kind_at(path: str | os.PathLike[str]) -> str:
+    """``"file"``, ``"folder"`` or ``"other"`` at a path, links followed; empty where nothing can be."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # not there, not to be seen, too long, a NUL byte
+        return ""
+    return {stat.S_IFREG: "file", stat.S_IFDIR: "folder"}.get(stat.S_IFMT(mode), "other")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be that of a model or data set of the hub, ``owner/name``.
+
+    Examples
+    --------
+    >>> is_hub_id("org/model-7b"), is_hub_id("http://org/model"), is_hub_id("../model")
+    (True, False, False)
+    """
+    owner, _, rest = name.partition("/")
+    return (
+        len(name) <= 193
+        and all(
+            re.fullmatch(r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", p, re.A) for p in (owner, rest)
+        )
+        and not any(pair in name for pair in ("..", "--"))
+        and not name.endswith(".git")
+    )
 
 
 def inside(path: Path, folder: Path) -> bool:

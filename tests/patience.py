@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,6 +18,22 @@ _LOOP_SECONDS = 0.05  # of processor time, on the machine on which limits of pro
 def limit(seconds: float) -> float:
     """What to allow for something that takes up to so many seconds on a fast machine."""
     return FACTOR * seconds
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail where the block takes longer than ``limit(seconds)``, also while it waits for a pipe."""
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"still busy after {limit(seconds):.0f} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, limit(seconds))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def wait_for(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusal_nn.errors import PromptError
+from refusal_nn.prompts._labels import listed
 from refusal_nn.prompts._prompts import Prompts
 
 if TYPE_CHECKING:
@@ -55,18 +56,20 @@ def balance(
     rng = np.random.default_rng(seed)
     kept: list[NDArray[np.intp]] = []
     for split in prompts.splits:
+        numbers: dict[tuple[str, str], list[int]] = {}
+        for i in np.flatnonzero(prompts.split == split):
+            numbers.setdefault((prompts.category[i], prompts.style[i]), []).append(int(i))
+        categories = sorted(prompts.categories)
         cells = {
-            (category, style): np.flatnonzero(
-                (prompts.split == split) & (prompts.category == category) & (prompts.style == style)
-            )
-            for category in sorted(prompts.categories)
+            (category, style): np.array(numbers.get((category, style), []), dtype=np.intp)
+            for category in categories
             for style in ("toxic", "hard", "safe")
         }
-        toxic = {c: len(cells[c, "toxic"]) for c in sorted(prompts.categories)}
+        toxic = {c: len(cells[c, "toxic"]) for c in categories}
         if strategy == "equalize":
             if without := [c for c, n in toxic.items() if n == 0]:
                 raise PromptError(
-                    f"{prompts.name}, split {split}: {', '.join(without)} have no toxic prompts, "
+                    f"{prompts.name}, split {split}: {listed(without)} have no toxic prompts, "
                     "so all categories would be cut to none; select the other categories first, or "
                     "use 'use_all'."
                 )
@@ -117,7 +120,7 @@ def _need_toxic(prompts: Prompts) -> Counter[str]:
     counts = Counter(prompts.toxic.category)
     if without := [c for c in prompts.categories if not counts[c]]:
         raise PromptError(
-            f"{prompts.name} has no toxic prompts in {', '.join(without)}; select the other "
+            f"{prompts.name} has no toxic prompts in {listed(without)}; select the other "
             "categories first."
         )
     return counts

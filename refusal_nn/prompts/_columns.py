@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 from typing import Any
@@ -10,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from refusal_nn.errors import PromptError
-from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, content_key, listed
+from refusal_nn.prompts._labels import (
+    COLUMNS,
+    HARM_OF,
+    VOCABULARY,
+    content_key,
+    listed,
+    nearest,
+    quote,
+)
+
+MAX_LABEL = 10_000
+"""Most characters of a label; texts may be as long as they like."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     **{column: (column,) for column in COLUMNS},
@@ -120,7 +130,15 @@ def _row(
     def value(column: str) -> str:
         if column in constant:
             return constant[column]
-        return _text(row.get(names[column]), names[column], where) if column in names else ""
+        if column not in names:
+            return ""
+        found = as_text(row.get(names[column]), names[column], where)
+        if column != "text" and len(found) > MAX_LABEL:
+            raise PromptError(
+                f"{where} has {len(found):,} characters in its {names[column]!r}; a label has at most "
+                f"{MAX_LABEL:,}, so shorten it or drop the column."
+            )
+        return found
 
     if isinstance(row.get(names["text"]), bool | np.bool_):
         raise PromptError(f"{where} has {row[names['text']]} for its {names['text']!r}; give text.")
@@ -141,7 +159,7 @@ def _row(
         )
     if split and split.casefold() not in SPLIT_NAMES:
         raise PromptError(
-            f"{where} has split {split!r}; allowed are {listed(VOCABULARY['split'])}."
+            f"{where} has split {quote(split)}; allowed are {listed(VOCABULARY['split'])}."
         )
     return {
         "text": text,
@@ -158,7 +176,7 @@ def _labelled(style: str, label: str, meanings: Mapping[str, str], where: str) -
     """Style and harm of a row from its two label columns, either of which may be empty."""
     style = style.casefold()
     if style and style not in HARM_OF:
-        raise PromptError(f"{where} has style {style!r}; allowed are {listed(HARM_OF)}.")
+        raise PromptError(f"{where} has style {quote(style)}; allowed are {listed(HARM_OF)}.")
     if not (style or label):
         raise PromptError(
             f"{where} has no label; give every row a label ({listed(LABELS)}), or remove it."
@@ -168,8 +186,8 @@ def _labelled(style: str, label: str, meanings: Mapping[str, str], where: str) -
     meaning = meanings.get(label.casefold())
     if meaning is None:
         raise PromptError(
-            f"{where} has label {label!r}; known are {listed(meanings)}. Say what others mean with "
-            f"labels={{{label!r}: 'harmful'}} (--label {label}=harmful)."
+            f"{where} has label {quote(label)}; known are {listed(meanings)}. Say what others mean "
+            f"with labels={{{quote(label)}: 'harmful'}} (--label {quote(label)[1:-1]}=harmful)."
         )
     implied = _DEFAULT_STYLE.get(meaning, meaning)
     harm = HARM_OF[implied]
@@ -184,13 +202,13 @@ def _labelled(style: str, label: str, meanings: Mapping[str, str], where: str) -
 def _locate(found: Sequence[str], chosen: Mapping[str, str], source: str) -> dict[str, str]:
     """File column of each of our columns, where there is one."""
     if unknown := [c for c in chosen if c not in ALIASES]:
-        raise PromptError(f"there is no column {unknown[0]!r}; ours are {listed(COLUMNS)}.")
+        raise PromptError(f"there is no column {quote(unknown[0])}; ours are {listed(COLUMNS)}.")
     for ours, name in chosen.items():
         if name not in found:
-            close = difflib.get_close_matches(name, found, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            close = nearest(name, found)
+            hint = f" Did you mean {close!r}?" if close else ""
             raise PromptError(
-                f"{source} has no column {name!r} (for {ours}); it has {listed(found)}.{hint}"
+                f"{source} has no column {quote(name)} (for {ours}); it has {listed(found)}.{hint}"
             )
     return {**find(found, ALIASES), **chosen}
 
@@ -247,20 +265,32 @@ def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     for label, meaning in labels.items():
         if meaning not in allowed:
             raise PromptError(
-                f"label {label!r} cannot mean {meaning!r}; choose from {listed(sorted(allowed))}."
+                f"label {quote(str(label))} cannot mean {quote(str(meaning))}; choose from "
+                f"{listed(sorted(allowed))}."
             )
     return {str(label).casefold(): meaning for label, meaning in labels.items()}
 
 
-def _text(value: Any, column: str, where: str) -> str:
-    """A value as text; numbers and booleans are labels that tables hold untyped."""
+def as_text(value: Any, column: str, where: str) -> str:
+    """A value as text; numbers and booleans are labels that tables hold untyped.
+
+    Raises
+    ------
+    PromptError
+        If it is neither, or no Unicode text.
+    """
     if value is None:
         return ""
     if not isinstance(value, str | Number | np.bool_):
         raise PromptError(f"{where} has a {type(value).__name__} for its {column!r}; give text.")
     if value != value:  # NaN: how tables say "missing"
         return ""
-    text = str(value).strip()
+    try:
+        text = str(value).strip()
+    except ValueError as e:
+        raise PromptError(
+            f"{where} has a number of thousands of digits for its {column!r}; give text."
+        ) from e
     try:
         text.encode()
     except UnicodeEncodeError as e:

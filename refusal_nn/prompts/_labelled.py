@@ -41,6 +41,10 @@ class Labelled(ABC):
         """Make a set from one mapping a row; every mapping needs every column."""
         rows, name = list(rows), name or cls._NOUN
         for i, row in enumerate(rows, start=1):
+            if not isinstance(row, Mapping):
+                raise PromptError(
+                    f"{name}: row {i} is a {type(row).__name__}; every row maps columns to values."
+                )
             if missing := [c for c in cls._COLUMNS if c not in row]:
                 raise PromptError(
                     f"{name}: row {i} has no {', '.join(missing)}; every row needs "

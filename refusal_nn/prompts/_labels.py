@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import unicodedata
 from collections.abc import Iterable
+from itertools import islice
+from numbers import Number
+
+import numpy as np
 
 from refusal_nn.errors import PromptError
 
@@ -78,6 +83,35 @@ def quote(text: str, *, width: int = 60) -> str:
     return repr(line if len(line) <= width else line[: width - 1].rstrip() + "…")
 
 
-def listed(values: Iterable[object]) -> str:
-    """Values as they stand in a message."""
-    return ", ".join(str(v) for v in values) or "none"
+def listed(values: Iterable[object], *, most: int = 20) -> str:
+    """Values as they stand in a message: the first ones, each shortened."""
+    texts = [str(v) for v in values]
+    shown = [t if len(t) <= 60 else f"{t[:59]}…" for t in texts[:most]]
+    more = [f"and {len(texts) - most:,} more"] if len(texts) > most else []
+    return ", ".join(shown + more) or "none"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The value that a misspelt one was probably meant to be.
+
+    Long names and the hundreds of a strange file are not compared: that takes long and says nothing.
+    """
+    if len(name) > 100:
+        return None
+    candidates = [k for k in islice(known, 1000) if len(k) <= 100]
+    return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)
+
+
+def check_types(values: Iterable[object], column: str, where: str) -> None:
+    """Refuse values of a column that are neither text nor what a table holds untyped.
+
+    Raises
+    ------
+    PromptError
+        At the first one.
+    """
+    for i, value in enumerate(values, start=1):
+        if value is not None and not isinstance(value, str | Number | np.bool_):
+            raise PromptError(
+                f"{where}: row {i} has a {type(value).__name__} for its {column!r}; give text."
+            )

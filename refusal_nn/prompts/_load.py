@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from refusal_nn._files import is_hub_id, kind_at, quoted
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts._columns import canonical_rows
 from refusal_nn.prompts._disjoint import check_disjoint
-from refusal_nn.prompts._labels import SPLITS, VOCABULARY, quote, repeats
+from refusal_nn.prompts._labels import SPLITS, VOCABULARY, nearest, quote, repeats
 from refusal_nn.prompts._prompts import Prompts
 from refusal_nn.prompts._read import FORMATS, read_rows
 from refusal_nn.prompts._sets import KNOWN, Loader, from_copy, from_hub, hub_rows, recognise
@@ -206,13 +207,21 @@ def build(
     ------
     PromptError
         As :func:`load_prompts`; or if ``out`` is not a ``.jsonl`` path, exists, or cannot be
-        written.
+        written; or if there is something other than a plain file.
     """
     path = Path(out)
     if path.suffix.lower() != ".jsonl":
-        raise PromptError(f"prompts are written as JSON lines; {path} must end in .jsonl.")
-    if path.exists() and not overwrite:
-        raise PromptError(f"{path} exists; choose another path or overwrite it (--overwrite).")
+        raise PromptError(f"prompts are written as JSON lines; {quoted(path)} must end in .jsonl.")
+    if os.path.lexists(path):
+        if path.is_symlink() or kind_at(path) != "file":
+            raise PromptError(
+                f"{quoted(path)} is a link, a folder or a device, and only a plain file is written "
+                "over; choose another path."
+            )
+        if not overwrite:
+            raise PromptError(
+                f"{quoted(path)} exists; choose another path or overwrite it (--overwrite)."
+            )
     prompts = source if isinstance(source, Prompts) else load_prompts(source, **options)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts.to_rows())
     _write(path, lines)
@@ -224,7 +233,13 @@ def _write(path: Path, content: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content.encode())
     except OSError as e:
-        raise PromptError(f"cannot write {path}: {e.strerror}.") from e
+        raise PromptError(
+            f"{quoted(path)} cannot be written: {e.strerror}; choose another path."
+        ) from e
+    except ValueError as e:
+        raise PromptError(
+            f"{quoted(path)} cannot be written: the name holds a NUL byte; choose another."
+        ) from e
 
 
 def _rows(source: str, reading: Reading) -> tuple[list[dict[str, str]], bool]:
@@ -236,32 +251,27 @@ def _rows(source: str, reading: Reading) -> tuple[list[dict[str, str]], bool]:
         return _constant(canonical_rows(shipped, source=source), reading), False
     if (like := reading.get("like")) is not None:
         if like not in KNOWN:
-            raise PromptError(f"there is no known set {like!r}; choose from {', '.join(KNOWN)}.")
-        if not _exists(path):
-            raise PromptError(f"there is no file or folder {source!r} to read like {like}.")
+            raise PromptError(
+                f"there is no known set {quoted(like)}; choose from {', '.join(KNOWN)}."
+            )
+        if not kind_at(path):
+            raise PromptError(f"there is no file or folder {quoted(source)} to read like {like}.")
         return _constant(from_copy(KNOWN[like], path), reading), True
-    if source in KNOWN and not _exists(path):
+    if source in KNOWN and not kind_at(path):
         return _constant(from_hub(KNOWN[source], load), reading), True
     if source.startswith("hub:"):
         repository, config, split = _hub_place(source)
         return _canonical(list(load(repository, config, split)), repository, reading), True
-    if _exists(path) and path.is_dir():
+    if kind_at(path) == "folder":
         if found := recognise(path):
             return _constant(from_copy(found, path), reading), True
         return _split_files(path, reading), False
-    if _exists(path) or path.suffix.lower() in FORMATS:
+    if kind_at(path) or path.suffix.lower() in FORMATS:
         return _canonical(read_rows(path), path.stem, reading, file=path.name), False
     names = [*EMBEDDED, *KNOWN]
-    close = difflib.get_close_matches(source, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}."
-    raise PromptError(f"there is no prompt set or file {source!r}; {hint}")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a file name, as a prompt given by mistake is
-        return False
+    close = nearest(source, names)
+    hint = f"did you mean {close!r}?" if close else f"known are {', '.join(names)}."
+    raise PromptError(f"there is no prompt set or file {quoted(source)}; {hint}")
 
 
 def _canonical(
@@ -300,7 +310,7 @@ def _split_files(folder: Path, reading: Reading) -> list[dict[str, str]]:
     rows = []
     for split in SPLITS:
         files = [folder / f"{split}{ending}" for ending in FORMATS]
-        found = [f for f in files if f.is_file()]
+        found = [f for f in files if kind_at(f)]
         if len(found) > 1:
             raise PromptError(f"{folder.name} holds {found[0].name} and {found[1].name}; keep one.")
         if found:
@@ -339,20 +349,25 @@ def _distinct(rows: list[dict[str, str]], title: str, drop: bool) -> list[dict[s
 
 
 def _parts(source: str) -> list[str]:
-    if "+" not in source or _exists(Path(source)):
+    if "+" not in source or kind_at(source):
         return [source]
     parts = [part.strip() for part in source.split("+")]
     if not all(parts):
         raise PromptError(
-            f"{source!r} has an empty name beside '+'; join names as 'advbench+alpaca'."
+            f"{quoted(source)} has an empty name beside '+'; join names as 'advbench+alpaca'."
         )
     return parts
 
 
 def _hub_place(source: str) -> tuple[str, str | None, str]:
     place = source.removeprefix("hub:").split(":")
-    if not 1 <= len(place) <= 3 or place[0].count("/") != 1:
-        raise PromptError(f"{source!r} is not hub:OWNER/NAME[:CONFIG[:SPLIT]].")
+    if not 1 <= len(place) <= 3 or not is_hub_id(place[0]):
+        raise PromptError(f"{quoted(source)} is not hub:OWNER/NAME[:CONFIG[:SPLIT]].")
+    if wrong := [name for name in place[1:] if not re.fullmatch(r"[\w.\[\]%+-]{0,96}", name)]:
+        raise PromptError(
+            f"{quoted(source)} names config or split {quote(wrong[0])}, which no data set has; use "
+            "letters, digits and _.-."
+        )
     repository, config, split = [*place, "", ""][:3]
     return repository, config or None, split or "train"
 

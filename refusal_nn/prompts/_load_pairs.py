@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from refusal_nn._files import kind_at, quoted
 from refusal_nn.errors import PromptError
-from refusal_nn.prompts._columns import canonical_rows, columns_of, find
+from refusal_nn.prompts._columns import as_text, canonical_rows, columns_of, find
 from refusal_nn.prompts._disjoint import check_disjoint
+from refusal_nn.prompts._labels import listed, quote
 from refusal_nn.prompts._pairs import Pairs
 from refusal_nn.prompts._read import FORMATS, read_rows
 from refusal_nn.prompts._splits import draw_splits
@@ -61,9 +63,9 @@ def load_pairs(source: str | os.PathLike[str], *, seed: int = 0, name: str | Non
         path = Path(__file__).parent / "data" / f"{text}.jsonl"
     else:
         path = Path(text)
-        if path.suffix.lower() not in FORMATS and not path.is_file():
+        if path.suffix.lower() not in FORMATS and kind_at(path) != "file":
             raise PromptError(
-                f"there is no set of pairs or file {text!r}; known are {', '.join(EMBEDDED_PAIRS)}, "
+                f"there is no set of pairs or file {quoted(text)}; known are {', '.join(EMBEDDED_PAIRS)}, "
                 f"files end in {', '.join(FORMATS)}."
             )
     rows = _labelled(read_rows(path), path.name)
@@ -82,13 +84,13 @@ def _labelled(raw: list[dict[str, Any]], file: str) -> list[dict[str, str]]:
         return _joined(raw, names["pair"], file)
     if missing := [c for c in ("clean", "corrupted") if c not in names]:
         raise PromptError(
-            f"{file} has no column {' and no column '.join(missing)}: it has {', '.join(found)}. "
+            f"{file} has no column {' and no column '.join(missing)}: it has {listed(found)}. "
             "Give one pair a row, with its harmful prompt in column clean and its harmless one in "
             "column corrupted; or one prompt a row, with a column pair that names its pair."
         )
     for i, row in enumerate(raw, start=1):
         for side in ("clean", "corrupted"):
-            if not str(row.get(names[side]) or "").strip():
+            if not as_text(row.get(names[side]), names[side], f"{file}, row {i}"):
                 raise PromptError(
                     f"{file}, row {i} has an empty {names[side]!r}; a pair needs both prompts."
                 )
@@ -102,24 +104,26 @@ def _labelled(raw: list[dict[str, Any]], file: str) -> list[dict[str, str]]:
 def _joined(raw: list[dict[str, Any]], column: str, file: str) -> list[dict[str, str]]:
     """Pairs from a file of prompts that say which pair they belong to."""
     groups: dict[str, list[dict[str, str]]] = {}
-    for source, row in zip(raw, canonical_rows(raw, source=file), strict=True):
-        groups.setdefault(str(source.get(column) or "").strip(), []).append(row)
+    for i, row in enumerate(canonical_rows(raw, source=file)):
+        pair = as_text(raw[i].get(column), column, f"{file}, row {i + 1}")
+        groups.setdefault(pair, []).append(row)
+    own_families = "family" in {c.casefold() for c in raw[0]}
     rows = []
     for pair, members in groups.items():
         harms = sorted(m["harm"] for m in members)
         if not pair or harms != ["harmful", "harmless"]:
             raise PromptError(
-                f"{file}: pair {pair!r} has {harms.count('harmful')} harmful and "
+                f"{file}: pair {quote(pair)} has {harms.count('harmful')} harmful and "
                 f"{harms.count('harmless')} harmless prompts; a pair is one of each."
             )
         clean, corrupted = sorted(members, key=lambda m: m["harm"])
         if differing := [c for c in ("split", "category") if clean[c] != corrupted[c]]:
             raise PromptError(
-                f"{file}: the prompts of pair {pair!r} differ in {differing[0]} "
-                f"({clean[differing[0]]!r} and {corrupted[differing[0]]!r}); give both the same."
+                f"{file}: the prompts of pair {quote(pair)} differ in {differing[0]} "
+                f"({quote(clean[differing[0]])} and {quote(corrupted[differing[0]])}); give both the same."
             )
         # a family of the file's own joins pairs; prompts without one are their own family
-        family = clean["family"] if "family" in {c.casefold() for c in raw[0]} else f"pair-{pair}"
+        family = clean["family"] if own_families else f"pair-{pair}"
         rows.append(_pair(clean, corrupted, family))
     return rows
 

@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts._labelled import Columns, Labelled, frozen
-from refusal_nn.prompts._labels import COLUMNS, HARM_OF, VOCABULARY, listed, prompt_id, quote
+from refusal_nn.prompts._labels import (
+    COLUMNS,
+    HARM_OF,
+    VOCABULARY,
+    check_types,
+    listed,
+    prompt_id,
+    quote,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -142,7 +150,7 @@ class Prompts(Labelled):
             allowed = VOCABULARY.get(column) or self._known_categories
             if unknown := [v for v in values if v not in allowed]:
                 raise PromptError(
-                    f"{self.name} has no {column} {unknown[0]!r}; choose from {listed(allowed)}."
+                    f"{self.name} has no {column} {quote(str(unknown[0]))}; choose from {listed(allowed)}."
                 )
             keep &= np.isin(self._columns[column].astype(str), values)
         return self[np.flatnonzero(keep)]
@@ -229,6 +237,7 @@ def _checked(columns: Columns, name: str) -> dict[str, NDArray[np.object_]]:
         )
     out = {}
     for column in COLUMNS:
+        check_types(columns[column], column, name)
         values = np.empty(len(columns[column]), dtype=object)
         values[:] = ["" if v is None else str(v) for v in columns[column]]
         out[column] = frozen(values)
@@ -246,7 +255,7 @@ def _checked(columns: Columns, name: str) -> dict[str, NDArray[np.object_]]:
         for i, value in enumerate(out[column]):
             if value not in allowed:
                 raise PromptError(
-                    f"{name}: row {i + 1} has {column} {value!r}; allowed are {listed(allowed)}."
+                    f"{name}: row {i + 1} has {column} {quote(value)}; allowed are {listed(allowed)}."
                 )
     for i, (style, harm) in enumerate(zip(out["style"], out["harm"], strict=True)):
         if HARM_OF[style] != harm:

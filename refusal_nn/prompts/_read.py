@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from refusal_nn._files import parse_json, quoted, read_text
 from refusal_nn.errors import PromptError
+from refusal_nn.prompts._labels import listed, quote
+
+MAX_COLUMNS = 10_000
+"""Most columns of a table."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -30,18 +35,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     PromptError
-        If the file is missing, empty, not UTF-8, not of its format, or of another format.
+        If the file is missing, no plain file, too large, empty, not UTF-8, not of its format, or of
+        another format.
     """
     if path.suffix.lower() not in FORMATS:
         raise PromptError(
-            f"{path.name} is not a prompt file this can read; use one of {', '.join(FORMATS)}."
+            f"{quoted(path.name)} is not a prompt file this can read; use one of {listed(FORMATS)}."
         )
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise PromptError(f"cannot read prompts from {path}: {e.strerror}.") from e
-    except UnicodeDecodeError as e:
-        raise PromptError(f"{path.name} is not UTF-8 (byte {e.start}); save it as UTF-8.") from e
+    content = read_text(path, what="prompt file", error=PromptError)
     rows = list(_READERS[path.suffix.lower()](content, path.name))
     if not rows:
         raise PromptError(f"{path.name} holds no prompts.")
@@ -56,9 +57,14 @@ def _csv(content: str, name: str, delimiter: str = ",") -> Iterator[dict[str, An
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = [h.strip() for h in next(reader, [])]
-        if twice := sorted({h for h in header if h and header.count(h) > 1}):
+        if len(header) > MAX_COLUMNS:
             raise PromptError(
-                f"{name} has two columns {twice[0]!r}; rename one of them, or remove it."
+                f"{name}, line 1: {len(header):,} columns; a table of prompts has at most "
+                f"{MAX_COLUMNS:,}, so keep those with the text and its labels."
+            )
+        if twice := sorted(h for h, n in Counter(header).items() if h and n > 1):
+            raise PromptError(
+                f"{name} has two columns {quote(twice[0])}; rename one of them, or remove it."
             )
         for values in reader:
             if not values:
@@ -66,7 +72,7 @@ def _csv(content: str, name: str, delimiter: str = ",") -> Iterator[dict[str, An
             if len(values) != len(header):
                 raise PromptError(
                     f"{name}, line {reader.line_num}: {len(values)} values for {len(header)} "
-                    f"columns ({', '.join(header)}); quote values that hold the delimiter."
+                    f"columns ({listed(header)}); quote values that hold the delimiter."
                 )
             yield dict(zip(header, values, strict=True))
     except csv.Error as e:
@@ -87,20 +93,18 @@ def _jsonl(content: str, name: str) -> Iterator[dict[str, Any]]:
     # split("\n"), not splitlines(): JSON strings may hold U+2028 and its like unescaped
     for i, line in enumerate(content.split("\n"), start=1):
         if line.strip():
-            yield _row(_loads(line, name, line=i), f"{name}, line {i}")
+            where = f"{name}, line {i}"
+            yield _row(_loads(line, where), where)
 
 
-def _loads(text: str, name: str, *, line: int | None = None) -> Any:
+def _loads(text: str, where: str) -> Any:
     """What JSON says that is a whole file, or a line of one."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise PromptError(f"{name}, line {line or e.lineno}: not JSON ({e.msg}).") from e
-    except RecursionError as e:
-        where = f"{name}, line {line}: JSON" if line else f"{name} is JSON"
-        raise PromptError(
-            f"{where} nested too deeply; each prompt must be an object of plain values."
-        ) from e
+        return parse_json(text, what=where, error=PromptError)
+    except PromptError as e:
+        # the place of a line is its number in the file, which `where` says
+        said = str(e).replace("(line 1: ", "(") if ", line " in where else str(e)
+        raise PromptError(f"{said.rstrip('.')}; give an object of plain values a prompt.") from e
 
 
 def _row(row: Any, where: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refusal_nn._files import kind_at
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts._columns import canonical_rows, check_mappings
 from refusal_nn.prompts._read import read_rows
@@ -187,14 +188,14 @@ def from_hub(known: KnownSet, load: Loader) -> list[dict[str, str]]:
 
 def from_copy(known: KnownSet, path: Path) -> list[dict[str, str]]:
     """Rows of a known set from a local copy: its folder, or its file if it has only one."""
-    if path.is_file():
+    if kind_at(path) != "folder":
         if len(known.parts) > 1:
             raise PromptError(
                 f"{known.name} is {len(known.parts)} files; give the folder that holds "
                 f"{', '.join(p.file for p in known.parts)}."
             )
         return known_rows(known, [read_rows(path)])
-    if missing := [p.file for p in known.parts if not (path / p.file).is_file()]:
+    if missing := [p.file for p in known.parts if not kind_at(path / p.file)]:
         raise PromptError(f"{path.name} holds no {missing[0]}, which {known.name} needs.")
     return known_rows(known, (read_rows(path / p.file) for p in known.parts))
 
@@ -202,7 +203,7 @@ def from_copy(known: KnownSet, path: Path) -> list[dict[str, str]]:
 def recognise(folder: Path) -> KnownSet | None:
     """The known set a folder is a copy of, by its file names."""
     for known in KNOWN.values():
-        if all((folder / part.file).is_file() for part in known.parts):
+        if all(kind_at(folder / part.file) for part in known.parts):
             return known
     return None
 
@@ -226,7 +227,7 @@ def hub_rows(repository: str, config: str | None, split: str) -> Iterable[Row]:
         table = datasets.load_dataset(repository, config, split=split)
     except Exception as e:  # offline, gated, renamed: the library has no common base for these
         place = f"{repository}" + (f", config {config}" if config else "") + f", split {split}"
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")[:300]
         raise PromptError(
             f"cannot get {place} from the hub: {reason}. Check the name, the connection and, for "
             "gated sets, your login; or download the files and give their folder."

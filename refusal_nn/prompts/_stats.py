@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from refusal_nn.errors import PromptError
 from refusal_nn.prompts._disjoint import duplicates, overlaps
-from refusal_nn.prompts._labels import SPLITS, VOCABULARY, quote
+from refusal_nn.prompts._labels import SPLITS, VOCABULARY, listed, quote
 from refusal_nn.prompts._prompts import Prompts
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _warnings(
     ratio = dict(zip(prompts.categories, 100 * table["toxic_ratio"].values, strict=True))
     without = [c for c, value in ratio.items() if value == 0]
     if without and "harmful" in prompts.harm:
-        found.append(f"No toxic prompts in these categories: {', '.join(without)}.")
+        found.append(f"No toxic prompts in these categories: {listed(without)}.")
     uneven = [
         f"{c} {value:.1f} %"
         for c, value in ratio.items()
@@ -131,7 +131,7 @@ def _warnings(
     ]
     if uneven and len(ratio) > 1:
         found.append(
-            f"Toxic share of a category outside {toxic_min:g} to {toxic_max:g} %: {', '.join(uneven)}."
+            f"Toxic share of a category outside {toxic_min:g} to {toxic_max:g} %: {listed(uneven)}."
         )
     if absent := [s for s in SPLITS if s not in prompts.splits]:
         found.append(f"No prompts in split {', '.join(absent)}.")
@@ -147,8 +147,9 @@ def _small(prompts: Prompts, table: xr.Dataset, width_max: float) -> list[str]:
     """Cells of the test split too small to give a rate with a useful interval."""
     test = table.sel(split="test")
     counts, widths = test["prompt_count"].values, test["rate_width"].values
+    categories = prompts.categories
     small = [
-        f"{prompts.categories[c]} {_STYLES[s]} n={counts[c, s]} ({widths[c, s]:.2f})"
+        f"{categories[c]} {_STYLES[s]} n={counts[c, s]} ({widths[c, s]:.2f})"
         for c, s in np.argwhere((counts > 0) & (widths > width_max))
     ]
     if not small:

@@ -134,7 +134,7 @@ ERRORS = [
     ([{"prompt": {"a": "b"}, "label": "safe"}], {}, "row 1 has a dict for its 'prompt'"),
     ([{"prompt": True, "label": "safe"}], {}, "row 1 has True for its 'prompt'; give text"),
     ([{"prompt": "a", "label": ["safe"]}], {}, "row 1 has a list for its 'label'"),
-    ([{"prompt": "a\ud800", "label": "safe"}], {}, r"row 1 has half of a character \(U\+D800\)"),
+    ([{"prompt": "a\ud800", "label": "safe"}], {}, r"p.json holds text that is not Unicode \(half of"),
     (numbered(2, label="safe"), {"duplicates": "keep"}, "'error' or 'drop', not 'keep'"),
 ]  # fmt: skip
 
@@ -217,7 +217,7 @@ def test_an_unknown_name_gets_a_suggestion(tmp_path):
     for source in ("zzz", "How do I bake? " * 40, "\0"):
         with pytest.raises(PromptError, match="known are tiny-bench, or-bench, advbench"):
             load_prompts(source)
-    with pytest.raises(PromptError, match=r"cannot read prompts from .*gone.csv"):
+    with pytest.raises(PromptError, match=r"prompt file '.*gone.csv' cannot be read"):
         load_prompts(tmp_path / "gone.csv")
 
 
@@ -270,7 +270,7 @@ def test_building_refuses_to_overwrite_and_leaves_nothing_half_written(tmp_path,
         build("zzz", out, overwrite=True)
     assert out.read_text() == "old"
     (tmp_path / "file").write_text("")
-    with pytest.raises(PromptError, match="cannot write"):
+    with pytest.raises(PromptError, match=r"p.jsonl' cannot be written: .*; choose another path"):
         build(prompts, tmp_path / "file" / "p.jsonl")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "p.jsonl"]
     assert build(prompts, out, overwrite=True).hash == load_prompts(out).hash

@@ -57,18 +57,24 @@ BAD = {
     "blank.jsonl": ("\n\n", "blank.jsonl holds no prompts"),
     "wide.csv": ("prompt\na, b\n", r"wide.csv, line 2: 2 values for 1 columns \(prompt\); quote"),
     "open.csv": ('prompt\n"a\n', "open.csv, line 2: not CSV"),
-    "broken.json": ('[{"prompt": }]', "broken.json, line 1: not JSON"),
+    "broken.json": (
+        '[{"prompt": }]',
+        r"broken.json is not JSON \(line 1: Expecting value\); give an object",
+    ),
     "object.json": ('{"prompt": "a"}', "holds a JSON object; it must hold a list"),
     "number.json": ('[{"prompt": "a"}, 3]', "number.json, item 2: a JSON number"),
-    "broken.jsonl": ('{"prompt": "a"}\n{"prompt"\n', "broken.jsonl, line 2: not JSON"),
+    "broken.jsonl": (
+        '{"prompt": "a"}\n{"prompt"\n',
+        r"broken.jsonl, line 2 is not JSON \(Expecting ':' delimiter\); give an object",
+    ),
     "list.jsonl": ('["a"]\n', "list.jsonl, line 1: a JSON list"),
     "twice.csv": ("prompt,label,prompt\na,safe,b\n", "twice.csv has two columns 'prompt'; rename"),
-    "deep.json": ("[" * 200_000, "deep.json is JSON nested too deeply"),
+    "deep.json": ("[" * 200_000, "deep.json is nested too deeply"),
     "deep.jsonl": (
         '{"a": "b"}\n' + '{"a":' * 200_000,
-        "deep.jsonl, line 2: JSON nested too deeply",
+        "deep.jsonl, line 2 is nested too deeply",
     ),
-    "notes.txt": ("hello", r"notes.txt is not a prompt file this can read; use one of .csv"),
+    "notes.txt": ("hello", r"'notes.txt' is not a prompt file this can read; use one of .csv"),
 }
 
 
@@ -81,10 +87,10 @@ def test_a_broken_file_is_refused_with_the_place(tmp_path, name):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(PromptError, match=r"cannot read prompts from .*gone.csv: No such file"):
+    with pytest.raises(PromptError, match=r"prompt file '.*gone.csv' cannot be read: No such file"):
         read_rows(tmp_path / "gone.csv")
     (tmp_path / "latin.csv").write_bytes("prompt\nfür\n".encode("latin-1"))
-    with pytest.raises(PromptError, match=r"latin.csv is not UTF-8 \(byte 8\)"):
+    with pytest.raises(PromptError, match=r"latin.csv' is not UTF-8 \(byte 8\); save it"):
         read_rows(tmp_path / "latin.csv")
 
 
