@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,8 @@ class Batches:
 
     def answers(self, job: Job, content: bytes) -> list[Results]:
         """The results of each batch, from the bytes received; see :meth:`results`."""
-        found = torch.load(io.BytesIO(decompress(content)), map_location="cpu", weights_only=True)
-        return self.results(found["answer"])
+        data = decompress(content, most=self.there.limits.most_received)
+        return self.results(load(data)["answer"])
 
 
 def compress(data: bytes) -> bytes:
@@ -135,9 +136,36 @@ def compress(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=6).compress(data)
 
 
-def decompress(data: bytes) -> bytes:
-    """The inverse of :func:`compress`, and of what a server does to a result."""
+def decompress(data: bytes, *, most: int | None = None) -> bytes:
+    """The inverse of :func:`compress`, and of what a server does to a result.
+
+    Raises
+    ------
+    ValueError
+        If it would be more than `most` bytes; the frame says so before anything is unpacked.
+    """
+    size = zstandard.frame_content_size(data)
+    if most is not None and size > most:
+        raise ValueError(f"it unpacks to {size} bytes, and at most {most} are taken")
     return zstandard.ZstdDecompressor().decompress(data)
+
+
+def load(data: bytes) -> Any:
+    """Tensors and plain values from the bytes of ``torch.save``; nothing in them can run.
+
+    Raises
+    ------
+    Exception
+        Of many types, if they are no such bytes, hold objects of another kind, or unpack to more than
+        there is.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as file:  # torch stores its parts as they are
+        if sum(part.file_size for part in file.infolist()) > len(data):
+            raise ValueError("its parts unpack to more than it holds")
+    with torch.serialization.safe_globals(
+        [frozenset, complex]
+    ):  # plain, and not on torch's own list
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 class _Bytes(Backend):  # type: ignore[misc]

@@ -16,6 +16,8 @@ from refusal_nn.tracing import Request
 GRADIENT_COST = 3
 """A pass with gradients takes about three times as long as one without."""
 FLOAT64_BYTES = 8
+RECEIVED_AT_MOST = 16
+"""How many times the bytes that a job's results should have are taken: a batch may be larger alone."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Limits:
     sent_bytes : int
         Uncompressed tensors of a job's requests, in bytes.
     received_bytes : int
-        Estimated size of a job's results, in bytes.
+        Estimated size of a job's results, in bytes. Results of more than 16 times as many are not
+        unpacked.
     in_flight : int
         Jobs submitted and not collected at one time.
     deadline : float
@@ -63,6 +66,11 @@ class Limits:
                 raise RequestError(f"{name} must be above 0, got {value}.")
             if value < 0:
                 raise RequestError(f"{name} must be 0 or more, got {value}.")
+
+    @property
+    def most_received(self) -> int:
+        """Bytes of a job's results that are taken, whatever a server sends."""
+        return RECEIVED_AT_MOST * self.received_bytes
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import pickle  # of torch's error alone: nothing is unpickled here
+import re
 from typing import Any
 
-import torch
 from nnsight.tracing.backend import Backend
 from nnsight.tracing.tracer import save
 from nnsight.tracing.util import push
 
-from refusal_nn.backends._payload import Batches, Job, decompress
+from refusal_nn.backends._payload import Batches, Job, decompress, load
 from refusal_nn.backends._process import Preflight, serialise
 from refusal_nn.backends.ndif._backend import Ndif
 from refusal_nn.errors import BackendError, RequestError
@@ -25,7 +25,8 @@ class Remote(Backend):  # type: ignore[misc]
     read it, so what cannot travel fails here. Functions of a script travel with it; those of an
     installed package only after ``nnsight.register("package")``. There is one deadline for the whole
     wait, requests that fail for now are repeated, and errors are sentences with the place in your
-    file.
+    file. What comes back is tensors, numbers, text, and lists or dicts of them: an object of another
+    kind is not loaded, as it could run code here.
 
     Parameters
     ----------
@@ -66,11 +67,16 @@ class Remote(Backend):  # type: ignore[misc]
         if self.preflight is not None:
             self.preflight.check(blob)
         ((_, answer),) = self.there.collect(Block(self.model, blob), [0], JobLedger(), wait=True)
-        content = io.BytesIO(answer)
-        # of whatever type the block saved: nnsight's own client trusts a server as far
         try:
-            saved = torch.load(content, map_location="cpu", weights_only=False)
+            saved = load(answer)
             values = list(saved.values())
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            raise BackendError(
+                f"what the server at {self.there.service.host} sent back is not loaded, as it holds "
+                f"more than tensors and plain values{f' ({named[1]})' if named else ''}, which could "
+                "run code here; save tensors, numbers, text, and lists or dicts of them."
+            ) from error
         except Exception as error:  # bytes that are no result may break anything that reads them
             raise BackendError(
                 f"what the server at {self.there.service.host} sent back cannot be read "
@@ -95,4 +101,4 @@ class Block(Batches):
 
     def answers(self, job: Job, content: bytes) -> list[Any]:
         """The bytes of what it saved."""
-        return [decompress(content)]
+        return [decompress(content, most=self.there.limits.most_received)]
