@@ -30,7 +30,7 @@ def command() -> None:
 @stores_option
 @click.option("--model", help="Only runs of this model.")
 @click.option("--analysis", help="Only runs of this analysis.")
-@click.option("--state", type=click.Choice(["complete", "partial"]), help="Only these.")
+@click.option("--state", type=click.Choice(["complete", "partial", "damaged"]), help="Only these.")
 @json_option
 def runs_list(stores: Path, **conditions: str | None) -> None:
     """List the runs of a folder, complete and partial."""
@@ -40,8 +40,13 @@ def runs_list(stores: Path, **conditions: str | None) -> None:
     keys = ("analysis", "model", "backend", "created")
     rows = [[run.name, run.state, *(run.attrs.get(key) for key in keys)] for run in runs]
     show(
-        [{"name": r.name, "state": r.state, "path": r.path, "attrs": r.attrs} for r in runs],
+        [
+            {"name": r.name, "state": r.state, "path": r.path, "attrs": r.attrs}
+            | ({"reason": r.reason} if r.reason else {})
+            for r in runs
+        ],
         Table(rows, ["name", "state", *keys], empty=f"no runs in {stores}"),
+        *(f"{r.name} is damaged: {r.reason}" for r in runs if r.reason),
     )
 
 
@@ -51,9 +56,9 @@ def runs_list(stores: Path, **conditions: str | None) -> None:
 @json_option
 def runs_show(name: str, stores: Path) -> None:
     """Show a run's provenance, dims and variables; of a partial run, how far it got."""
-    from refusal_nn.store import describe, job_ledgers, locate
+    from refusal_nn.store import describe, job_ledgers, locate, run_path
 
-    path = locate(_path(stores, name))
+    path = locate(run_path(stores, name))
     shown = describe(path)
     if "stages" in shown:
         shown["jobs"] = {
@@ -88,9 +93,9 @@ def runs_verify(names: Sequence[str], stores: Path) -> None:
 
     Exit code 1 if a file is missing, changed or new, or a run is incomplete.
     """
-    from refusal_nn.store import open_runs, problems, run_name
+    from refusal_nn.store import open_runs, problems, run_name, run_path
 
-    paths = [_path(stores, name) for name in names] or [run.path for run in open_runs(stores)]
+    paths = [run_path(stores, name) for name in names] or [run.path for run in open_runs(stores)]
     found = {run_name(path): problems(path) for path in paths}
     show(
         [{"run": run, "ok": not bad, "problems": bad} for run, bad in found.items()],
@@ -128,9 +133,9 @@ def runs_resume(
     another, which cannot answer the jobs left at the first: --forget-jobs.
     """
     from refusal_nn import store
-    from refusal_nn.store import locate, request_of
+    from refusal_nn.store import locate, request_of, run_path
 
-    path = locate(_path(stores, name))
+    path = locate(run_path(stores, name))
     if not path.name.endswith(".partial"):
         notice(f"already complete: {path}")
         return
@@ -181,9 +186,9 @@ def runs_rerun(name: str, new: str, stores: Path) -> None:
     differs.
     """
     from refusal_nn.cli import NOUNS
-    from refusal_nn.store import open_runs
+    from refusal_nn.store import open_runs, run_path
 
-    path = _path(stores, name)
+    path = run_path(stores, name)
     old = open_runs(path.parent)[path.name]
     recorded = shlex.split(old.attrs.get("command", ""))
     if recorded[:1] != ["refusal-nn"]:
@@ -221,9 +226,9 @@ def runs_rerun(name: str, new: str, stores: Path) -> None:
 @json_option
 def runs_export(name: str, out: Path, stores: Path, kind: str | None, group: str | None) -> None:
     """Write a complete run to OUT: netCDF (.nc), or one group as a table (.csv)."""
-    from refusal_nn.store import export
+    from refusal_nn.store import export, run_path
 
-    written = export(_path(stores, name), out, kind=kind, group=group)
+    written = export(run_path(stores, name), out, kind=kind, group=group)
     show({"run": name, "file": written})
     notice(f"wrote {written}")
 
@@ -235,11 +240,12 @@ def runs_export(name: str, out: Path, stores: Path, kind: str | None, group: str
 @json_option
 def runs_rm(names: Sequence[str], stores: Path, yes: bool) -> None:
     """Delete runs, complete or partial."""
-    from refusal_nn.store import remove
+    from refusal_nn.store import remove, run_path
 
+    paths = [run_path(stores, name) for name in names]
     if not yes:
         click.confirm(f"Delete {', '.join(names)}?", abort=True, err=True)
-    removed = [remove(_path(stores, name)) for name in names]
+    removed = [remove(path) for path in paths]
     show([{"removed": path} for path in removed])
     for path in removed:
         notice(f"removed {path}")
@@ -251,10 +257,6 @@ def _jobs_elsewhere(partial: Path, host: str) -> list[dict[str, Any]]:
 
     entries = (entry for ledger in job_ledgers(partial).values() for entry in ledger.jobs)
     return [e for e in entries if e["state"] == "submitted" and e["host"] != host]
-
-
-def _path(stores: Path, name: str) -> Path:
-    return Path(name) if len(Path(name).parts) > 1 else stores / name
 
 
 def _without(argv: Sequence[str], *, values: Sequence[str], flags: Sequence[str]) -> list[str]:

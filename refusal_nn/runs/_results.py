@@ -12,6 +12,8 @@ import xarray as xr
 from refusal_nn import store
 from refusal_nn.errors import RequestError
 from refusal_nn.runs._used import USED
+from refusal_nn.store._names import is_folder
+from refusal_nn.store._reading import reading
 from refusal_nn.store._write import load_small
 
 if TYPE_CHECKING:
@@ -55,10 +57,11 @@ class Result:
 
         In memory, but for variables too large to be held: who needs those reads them part by part.
         """
-        root = load_small(self.tree.to_dataset())
-        if USED in self.tree.children:
-            root = root.merge(self.tree[USED].to_dataset().load().drop_attrs())
-        return root
+        with reading(self.name):
+            root = load_small(self.tree.to_dataset())
+            if USED in self.tree.children:
+                root = root.merge(self.tree[USED].to_dataset().load().drop_attrs())
+            return root
 
 
 def result_of(value: Any, stores: str | Path) -> Result:
@@ -111,9 +114,12 @@ def open_run(
     VerificationError
         If its files do not match its manifest.
     """
-    given = Path(name)
-    path = given if given.parent != Path() or given.exists() else Path(stores) / name
+    path = store.run_path(stores, name)
+    if is_folder(name):
+        path = Path(name)
     run = replace(store.find_run(path), chunks=chunks)
+    if run.state == "damaged":
+        run.require_complete()
     if run.state != "complete":
         raise RequestError(
             f"run {run.name!r} is partial; finish it with `refusal-nn runs resume {run.name}` first."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from refusal_nn._lazy import lazy
 from refusal_nn.store import _declared as _declared
 from refusal_nn.store._jobs import JobLedger, Streaming, forget_jobs, job_ledgers
+from refusal_nn.store._names import check_name, run_name, run_path
 from refusal_nn.store._partial import change_request, request_of
 from refusal_nn.store.catalogue import Catalogue, Run, find_run, open_runs
 from refusal_nn.store.manifest import (
@@ -19,7 +20,6 @@ from refusal_nn.store.manifest import (
     problems,
     read_attrs,
     run_hash,
-    run_name,
     verify,
 )
 from refusal_nn.store.provenance import command_line, default_name, fingerprint, scrub, versions
@@ -67,6 +67,7 @@ __all__ = [
     "Verification",
     "annotate",
     "change_request",
+    "check_name",
     "command_line",
     "content_hash",
     "default_name",
@@ -86,6 +87,7 @@ __all__ = [
     "request_of",
     "run_hash",
     "run_name",
+    "run_path",
     "sample_run",
     "save",
     "scrub",

@@ -20,6 +20,7 @@ from refusal_nn.store import manifest
 from refusal_nn.store._layout import Layout, require_same
 from refusal_nn.store._loop import STATE, Loop, Reached
 from refusal_nn.store._protocol import STEP, Looped
+from refusal_nn.store._reading import BEGIN_AGAIN
 from refusal_nn.store._write import (
     array_of,
     create_stage,
@@ -32,7 +33,7 @@ from refusal_nn.store._write import (
 )
 
 _AT = re.compile(r"at_(\d+)")
-_UNREADABLE = (ValueError, KeyError, RuntimeError)
+_UNREADABLE = (ValueError, LookupError, TypeError, RuntimeError)
 """What zarr and its codecs raise over bytes that are not those that were written."""
 _CHUNK_BYTES = 1 << 16
 """A chunk of records is written anew with each step in it, so it is small."""
@@ -90,22 +91,29 @@ class LoopFolder:
             return Reached(0, self.loop.first)
         step = max(kept)
         with _sound(f"the state of loop {self.loop.name!r} after step {step - 1} is"):
+            if not 0 < step <= self.loop.steps:
+                raise ValueError(f"there are {self.loop.steps} steps")
             found = read_dataset(kept[step], load=False).load()
             return Reached(step, self.loop.restored(found), bool(found.attrs["done"]))
 
     def keep(self, at: Reached, records: xr.Dataset) -> None:
         """Keep where the loop is, and the records of the latest steps."""
-        running = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
+        with _sound(f"the records of loop {self.loop.name!r} are", _UNREADABLE):
+            running = zarr.open_group(self.folder, mode="r+", use_consolidated=False, zarr_format=3)
         for name, variable in records.data_vars.items():
             axis = variable.dims.index(STEP)
             where = (slice(None),) * axis + (slice(at.step - records.sizes[STEP], at.step),)
             # steps of one chunk are written one by one, so those before are read again; what the
             # disk says of the writing is another matter
             with _sound(f"the records of loop {self.loop.name!r} are", _UNREADABLE):
-                array_of(running, str(name))[where] = storable(variable.values)
+                array = array_of(running, str(name))
+                if array.shape != self.loop.records[name].shape:
+                    raise ValueError(f"shape {array.shape}")
+                array[where] = storable(variable.values)
         with placed(self.folder / f"at_{at.step}") as draft:
             write_dataset(draft, at.state, {"done": at.done})
-        array_of(running, "written")[: at.step] = True
+        with _sound(f"the ledger of loop {self.loop.name!r} is", _UNREADABLE):
+            array_of(running, "written")[: at.step] = True
         for other, path in self._kept().items():
             if other < at.step:
                 shutil.rmtree(path)
@@ -127,8 +135,9 @@ class LoopFolder:
     def result(self) -> Looped:
         """What the ended loop came to."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        state, records = (read_stage(p, load=False).load() for p in (self.state, self.ended))
-        return Looped(self.loop.restored(state), self.loop.whole(records, records.sizes[STEP]))
+        with _sound(f"what loop {self.loop.name!r} came to is"):
+            state, records = (read_stage(p, load=False).load() for p in (self.state, self.ended))
+            return Looped(self.loop.restored(state), self.loop.whole(records, records.sizes[STEP]))
 
     def _kept(self) -> dict[int, Path]:
         found = {_AT.fullmatch(p.name): p for p in self.folder.iterdir()}
@@ -137,12 +146,12 @@ class LoopFolder:
 
 @contextmanager
 def _sound(
-    what: str, errors: tuple[type[Exception], ...] = (OSError, *_UNREADABLE)
+    what: str, errors: tuple[type[Exception], ...] = (OSError, StoreError, *_UNREADABLE)
 ) -> Iterator[None]:
     """Say of what cannot be read that it is damaged, whatever zarr calls it."""
     try:
         yield
     except errors as e:
-        raise StoreError(
-            f"{what} damaged ({' '.join(str(e).split())}); remove the partial run and begin again."
-        ) from e
+        cause = e.__cause__ or e if isinstance(e, StoreError) else e
+        reason = " ".join(str(cause).split())
+        raise StoreError(f"{what} damaged ({reason}); {BEGIN_AGAIN}.") from e

@@ -13,6 +13,8 @@ import xarray as xr
 from refusal_nn.errors import StoreError
 from refusal_nn.store import manifest
 from refusal_nn.store._attrs import plain
+from refusal_nn.store._names import run_name
+from refusal_nn.store._reading import BEGIN_AGAIN, reading
 from refusal_nn.store._write import (
     as_objects,
     consolidate,
@@ -111,7 +113,8 @@ def commit_run(
     keep : iterable of str
         Stages to link in as groups.
     """
-    kept = {name: read_stage(partial / name, load=False) for name in keep}
+    with reading(run_name(path), BEGIN_AGAIN):
+        kept = {name: read_stage(partial / name, load=False) for name in keep}
     repeated = sorted(set(kept) & {g.strip("/") for g in groups})
     if repeated:
         raise StoreError(f"group {repeated[0]!r} is both a kept stage and a result; rename one.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def export(
         if kind == "csv":
             _table(run.dataset(group)).to_csv(draft, index=False)
         else:
-            _write_netcdf(run.open(), draft)
+            _write_netcdf(run.load(), draft)
     return out
 
 
@@ -97,7 +98,7 @@ def _table(ds: xr.Dataset) -> Any:
     if not ds.data_vars:
         raise StoreError("there are no variables in that group; name another with --group.")
     dims = set().union(*(v.dims for v in ds.data_vars.values()))
-    cells = int(np.prod([ds.sizes[d] for d in dims], dtype=np.int64))
+    cells = math.prod(ds.sizes[d] for d in dims)
     largest = max(v.size for v in ds.data_vars.values())
     if cells > max(largest, 1_000_000):
         raise StoreError(

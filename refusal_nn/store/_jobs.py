@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from refusal_nn._files import quoted
+from refusal_nn.errors import StoreError
 from refusal_nn.store._disk import write_atomically
+from refusal_nn.store._inspect import inspect, own_json
 from refusal_nn.store._lock import Lock
 
 if TYPE_CHECKING:
     import xarray as xr
 
 JOBS = "jobs.json"
+
+_FACTS = {"id": str, "state": str, "batches": list}
+_STATES = ("submitted", "done", "failed", "lost", "gone")
+_ID = re.compile(r"[\w.:@+-]{1,200}")
+"""A job's id goes into the address that its result is asked for at."""
 
 
 @dataclass
@@ -45,8 +54,14 @@ class JobLedger:
     jobs: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.file is not None and self.file.is_file():
-            self.jobs = list(json.loads(self.file.read_bytes()))
+        if self.file is not None and os.path.lexists(self.file):
+            found = own_json(self.file)
+            if not isinstance(found, list) or not all(map(_is_job, found)):
+                raise StoreError(
+                    f"{quoted(self.file)} does not hold the jobs of a stage; remove the partial run "
+                    "and begin again."
+                )
+            self.jobs = found
 
     def submitted(self, job: str, batches: Sequence[int], **facts: Any) -> None:
         """Note a job before waiting for it."""
@@ -71,7 +86,15 @@ class JobLedger:
 
 
 def job_ledgers(partial: Path) -> dict[str, JobLedger]:
-    """The ledgers of a partial run, by stage."""
+    """The ledgers of a partial run, by stage.
+
+    Raises
+    ------
+    StoreError
+        If one does not hold jobs, or something in the run is none of a run's.
+    """
+    if Path(partial).is_dir():
+        inspect(Path(partial))
     files = sorted(Path(partial).glob(f"*.{JOBS}"))
     return {file.name.removesuffix(f".{JOBS}"): JobLedger(file) for file in files}
 
@@ -133,6 +156,20 @@ def jobs_summary(partial: Path) -> dict[str, Any]:
         "bytes_received": sum(entry.get("received", 0) for entry in jobs),
         "ids": [entry["id"] for entry in sorted(jobs, key=lambda entry: entry["submitted"])],
     }
+
+
+def _is_job(value: Any) -> bool:
+    """Whether it is what :meth:`JobLedger.submitted` notes, and facts that a backend adds."""
+    return (
+        isinstance(value, dict)
+        and all(type(value.get(key)) is kind for key, kind in _FACTS.items())
+        and type(value.get("submitted")) in (int, float)
+        and value["state"] in _STATES
+        and all(type(b) is int and 0 <= b < 1 << 40 for b in value["batches"])
+        and all(type(value.get(key, 0)) is int for key in ("sent", "received"))
+        and all(type(value.get(key, "")) is str for key in ("host", "reason"))
+        and _ID.fullmatch(value["id"]) is not None
+    )
 
 
 @runtime_checkable

@@ -6,10 +6,11 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from pathlib import Path
 
 from refusal_nn.errors import StoreError
-from refusal_nn.store.manifest import run_name
+from refusal_nn.store._names import run_name
 
 NAME = "lock"
 
@@ -36,18 +37,33 @@ class Lock:
         """Whether this object holds the lock."""
         return self._fd is not None
 
+    def usable(self) -> bool:
+        """Whether it can be written: it is not there yet, or a plain file of no other name."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return True
+        return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
     def acquire(self) -> None:
         """Take the lock.
 
         Raises
         ------
         StoreError
-            If a live process, or a process on another host, holds it.
+            If a live process, or a process on another host, holds it, or what is there is not a file
+            that a run may write.
         FileNotFoundError
             If the folder has gone.
         """
         while self._fd is None:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            if not self.usable():
+                raise StoreError(
+                    f"run {run_name(self.path.parent)!r} cannot be written: its {NAME!r} is a link or "
+                    "no plain file; remove the run."
+                )
+            # not through a link: what is written here could be another file's end
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
             try:
                 if self._taken(fd):
                     self._fd = fd
@@ -101,10 +117,11 @@ class Lock:
 def _content(fd: int) -> dict[str, object]:
     try:
         content = json.loads(os.pread(fd, 4096, 0) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _owner(content: dict[str, object]) -> str:
-    return f"process {content.get('pid', '?')} on {content.get('host', 'this machine')}"
+    pid, host = content.get("pid", "?"), content.get("host", "this machine")
+    return f"process {str(pid)[:20]} on {str(host)[:80]}"

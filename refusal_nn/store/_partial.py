@@ -13,7 +13,9 @@ from typing import Any
 from refusal_nn.errors import StoreError
 from refusal_nn.store import _lock
 from refusal_nn.store._disk import write_atomically
-from refusal_nn.store.manifest import locate, run_name
+from refusal_nn.store._inspect import NODE_BYTES, inspect, own_json
+from refusal_nn.store._names import run_name
+from refusal_nn.store.manifest import locate
 
 REQUEST = "request.json"
 _ATTEMPTS = "attempts.json"
@@ -29,13 +31,20 @@ def create(
     Lock or None
         Held; None when another process made the directory first.
     """
+    node = {"attributes": dict(attrs), "zarr_format": 3, "node_type": "group"}
+    files = {"zarr.json": json.dumps(node, indent=2), REQUEST: json.dumps(request, indent=2)}
+    for name, text in files.items():
+        if len(text) > NODE_BYTES // 2:
+            raise StoreError(
+                f"run {run_name(partial)!r} cannot be begun: its {name} would have {len(text):,} bytes; "
+                "give less to record."
+            )
     draft = partial.with_name(f".{partial.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        node = {"attributes": dict(attrs), "zarr_format": 3, "node_type": "group"}
-        (draft / "zarr.json").write_text(json.dumps(node, indent=2))
-        (draft / REQUEST).write_text(json.dumps(request, indent=2))
+        for name, text in files.items():
+            (draft / name).write_text(text)
         begin_attempt(draft, None)
         lock = _lock.Lock(draft)
         lock.acquire()
@@ -59,7 +68,7 @@ def sweep(partial: Path) -> None:
 
 def discard(partial: Path) -> None:
     """Remove the scratch of a run that was killed just after it was renamed into place."""
-    if not partial.is_dir():
+    if not partial.is_dir() or partial.is_symlink():
         return
     lock = _lock.Lock(partial)
     try:
@@ -115,14 +124,17 @@ def request_of(path: str | Path) -> dict[str, Any]:
     name = run_name(folder)
     if not folder.name.endswith(".partial"):
         raise StoreError(f"run {name!r} is complete; there is nothing to resume.")
+    inspect(folder)
     try:
-        request = json.loads((folder / REQUEST).read_bytes())
-    except (OSError, ValueError) as e:
+        request = own_json(folder / REQUEST)
+        if not isinstance(request, dict):
+            raise StoreError(f"{REQUEST} is not an object.")
+    except StoreError as e:
         raise StoreError(
-            f"partial run {name!r} does not say how it was made; remove it with "
+            f"partial run {name!r} does not say how it was made ({str(e).rstrip('.')}); remove it with "
             f"`refusal-nn runs rm {name}` and run the command again."
         ) from e
-    return dict(request)
+    return request
 
 
 def change_request(partial: Path, **facts: Any) -> None:
@@ -132,10 +144,29 @@ def change_request(partial: Path, **facts: Any) -> None:
 
 
 def _attempts(partial: Path) -> list[dict[str, Any]]:
-    try:
-        return list(json.loads((partial / _ATTEMPTS).read_bytes()))
-    except (OSError, ValueError):
+    path = partial / _ATTEMPTS
+    if not os.path.lexists(path):
         return []
+    found = own_json(path)
+    if not isinstance(found, list) or not all(map(_is_attempt, found)):
+        raise StoreError(
+            f"run {run_name(partial)!r} cannot go on: its {_ATTEMPTS} does not hold attempts; remove "
+            "the run and begin again."
+        )
+    return found
+
+
+def _is_attempt(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"started", "seconds"}
+        and _is_time(value["started"])
+        and (value["seconds"] is None or _is_time(value["seconds"]))
+    )
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e12
 
 
 def _alive(pid: int) -> bool:

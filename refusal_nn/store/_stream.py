@@ -90,7 +90,7 @@ def link_array(source: Path, target: Path, variable: xr.Variable | None = None) 
     """
     for file in source.rglob("*"):
         # zarr's temporary files end in .partial when a kill cut them short
-        if not file.is_file() or file.suffix == ".partial":
+        if file.is_symlink() or not file.is_file() or file.suffix == ".partial":
             continue
         copy = target / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)

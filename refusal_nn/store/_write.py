@@ -18,8 +18,10 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from refusal_nn._files import inside
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._layout import Layout
+from refusal_nn.store._reading import open_stage
 from refusal_nn.store._stream import (
     CHUNK_BYTES,
     link_array,
@@ -54,7 +56,7 @@ def write_dataset(
     group = create_group(path, _group_attrs(ds, ds.attrs if attrs is None else attrs))
     for name, variable in ds.variables.items():
         stored = stored_array(variable) if variable.nbytes >= _RAW_BYTES else None
-        if stored is not None and stages is not None and stored.is_relative_to(stages):
+        if stored is not None and stages is not None and inside(stored, stages):
             link_array(stored, path / str(name), variable)
         else:
             _write_array(group, str(name), variable)
@@ -100,14 +102,15 @@ def link_stage(stage: Path, target: Path, ds: xr.Dataset) -> None:
 def array_of(group: zarr.Group, name: str) -> zarr.Array:
     """An array of a group, to write to or read."""
     array = group[name]
-    assert isinstance(array, zarr.Array)
+    if not isinstance(array, zarr.Array):
+        raise KeyError(f"{name} is no array")
     # not kept in the metadata: by default zarr drops a chunk that equals the fill value
     return array.with_config({"write_empty_chunks": True})
 
 
 def read_dataset(path: Path, *, load: bool) -> xr.Dataset:
     """The Dataset of a group, strings as Python objects; with `load`, small variables in memory."""
-    ds = xr.open_zarr(path, chunks=None, consolidated=False)
+    ds = open_stage(path)
     return as_objects(load_small(ds) if load else ds)
 
 

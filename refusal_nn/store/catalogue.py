@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from refusal_nn._files import quoted
+from refusal_nn._terminal import one_line
 from refusal_nn.errors import StoreError
-from refusal_nn.store.manifest import (
-    Verification,
-    is_run,
-    locate,
-    progress_text,
-    read_attrs,
-    run_hash,
-    run_name,
-    verify,
-)
+from refusal_nn.store._inspect import NODE, refusal, root_attrs
+from refusal_nn.store._names import is_file, is_folder, run_name
+from refusal_nn.store.manifest import NAME as MANIFEST
+from refusal_nn.store.manifest import Verification, locate, progress_text, run_hash, verify
+from refusal_nn.store.provenance import unlike
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+_WIDEST = 80
 _COLUMNS = ("name", "state", "analysis", "model", "backend", "created")
 
 
@@ -35,13 +34,16 @@ class Run:
     ----------
     name : str
     path : Path
-    state : {"complete", "partial"}
+    state : {"complete", "partial", "damaged"}
+        Damaged is what does not even say what it is; whether a run can be read is found on opening.
     attrs : dict
         Root attrs: provenance and what the analysis recorded.
     reused : bool
         Of a run that was asked for: it was there before, and nothing was computed.
     chunks : mapping or str, optional
         How it is opened, as :func:`xarray.open_datatree` takes it; lazy arrays without dask by default.
+    reason : str
+        Of a damaged run: what is wrong with it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Run:
     attrs: dict[str, Any] = field(repr=False, hash=False)
     reused: bool = False
     chunks: Mapping[str, int] | str | None = field(default=None, repr=False, hash=False)
+    reason: str = field(default="", repr=False)
 
     @cached_property
     def tree(self) -> xr.DataTree:
@@ -67,13 +70,25 @@ class Run:
         Raises
         ------
         StoreError
-            If it is partial.
+            If it is partial, or something in its folder is none of a run's; so raises what is read of
+            it later, where it is damaged.
         """
-        import xarray as xr
+        from refusal_nn.store._reading import open_tree
 
-        self._require_complete()
-        chunks: Any = self.chunks  # narrower than what xarray says it takes
-        return xr.open_datatree(self.path, engine="zarr", chunks=chunks)
+        self.require_complete()
+        return open_tree(self.path, self.chunks)
+
+    def load(self) -> xr.DataTree:
+        """The run as a tree, all of it in memory.
+
+        Raises
+        ------
+        StoreError
+            If it is partial, cannot be read, or is larger than this machine's memory.
+        """
+        from refusal_nn.store._reading import load
+
+        return load(self.open(), self.name)
 
     def dataset(self, group: str | None = None) -> xr.Dataset:
         """One group of the run, lazily; by default the root.
@@ -81,15 +96,14 @@ class Run:
         Raises
         ------
         StoreError
-            If the run is partial or has no such group.
+            If the run is partial or has no such group, or as :meth:`open`.
         """
-        import xarray as xr
+        from refusal_nn.store._reading import open_group
 
-        self._require_complete()
-        if group and not (self.path / group / "zarr.json").is_file():
-            raise StoreError(f"run {self.name!r} has no group {group!r}; groups: {self.groups()}.")
-        chunks: Any = self.chunks
-        return xr.open_zarr(self.path, group=group, chunks=chunks)
+        self.require_complete()
+        if group and group.strip("/") not in (groups := self.groups()):
+            raise StoreError(f"run {self.name!r} has no group {group!r}; groups: {groups}.")
+        return open_group(self.path, group, self.chunks)
 
     def groups(self) -> list[str]:
         """Names of the groups below the root.
@@ -110,7 +124,16 @@ class Run:
         flat = _flatten(self.attrs)
         return {**flat, "name": self.name, "state": self.state, "path": str(self.path)}
 
-    def _require_complete(self) -> None:
+    def require_complete(self) -> None:
+        """Refuse a run that cannot be opened.
+
+        Raises
+        ------
+        StoreError
+            If it is damaged or partial.
+        """
+        if self.state == "damaged":
+            raise StoreError(refusal(self.name, self.reason))
         if self.state != "complete":
             raise StoreError(
                 f"run {self.name!r} is partial ({progress_text(self.path)}); "
@@ -158,7 +181,7 @@ class Catalogue(Sequence[Run]):
         if not self._runs:
             return title
         rows = [r.row() for r in self._runs]
-        columns = [[c, *(str(row.get(c, "")) for row in rows)] for c in _COLUMNS]
+        columns = [[c, *(_cell(row.get(c, "")) for row in rows)] for c in _COLUMNS]
         even = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
         return "\n".join([title, *("  ".join(line).rstrip() for line in zip(*even, strict=True))])
 
@@ -179,13 +202,15 @@ class Catalogue(Sequence[Run]):
         Raises
         ------
         StoreError
-            If no run at all has one of the attrs: most likely a typing error.
+            If no run at all has one of the attrs: most likely a typing error. Runs that are damaged
+            have none but ``name``, ``state`` and ``path``.
         """
         rows = [r.row() for r in self._runs]
+        sound = [row for row in rows if row["state"] != "damaged"]
         wanted = {k.replace("__", "."): v for k, v in conditions.items()}
         for key in wanted:
-            if rows and not any(key in row for row in rows):
-                common = sorted(set.intersection(*(set(row) for row in rows)))
+            if sound and not any(key in row for row in rows):
+                common = sorted(set.intersection(*(set(row) for row in sound)))
                 raise StoreError(f"no run has the attr {key!r}; all runs have {', '.join(common)}.")
         runs = [
             run
@@ -232,10 +257,13 @@ class Catalogue(Sequence[Run]):
         Raises
         ------
         StoreError
-            If there are no runs, one is partial, or they do not fit together.
+            If there are no runs, one is partial or damaged, or they do not fit together.
         """
         from refusal_nn.store._join import join_runs
 
+        for run in self._runs:
+            if run.state == "damaged":
+                run.require_complete()
         partial = [r.name for r in self._runs if r.state != "complete"]
         if partial and not allow_partial:
             raise StoreError(
@@ -250,6 +278,9 @@ class Catalogue(Sequence[Run]):
 
 def open_runs(folder: str | Path = "stores") -> Catalogue:
     """The runs of a folder, complete and partial.
+
+    A run that a stranger made, or a disk damaged, costs the list nothing: it is there with the state
+    ``damaged`` and the reason.
 
     Parameters
     ----------
@@ -270,22 +301,24 @@ def open_runs(folder: str | Path = "stores") -> Catalogue:
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except FileNotFoundError as e:
         raise StoreError(
-            f"there is no folder {str(folder)!r}; give the folder of your runs with --stores."
+            f"there is no folder {quoted(folder)}; give the folder of your runs with --stores."
         ) from e
-    except OSError as e:
-        raise StoreError(f"cannot read the folder {str(folder)!r} ({e.strerror}).") from e
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise StoreError(f"cannot read the folder {quoted(folder)} ({reason}).") from e
     found: dict[str, Run] = {}
     for path in entries:
         state = {".zarr": "complete", ".partial": "partial"}.get(path.suffix)
         if state is None or not path.name.removesuffix(".partial").endswith(".zarr"):
             continue
-        attrs = read_attrs(path)
-        if state == "complete" and "fingerprint" not in attrs and not is_run(path):
-            continue  # somebody else's zarr
         name = run_name(path)
         # scratch of a run killed just after it was renamed into place is not a second run
-        if name not in found and path.is_dir():
-            found[name] = Run(name, path, state, attrs)
+        if name in found or not is_folder(path):
+            continue
+        run = _run(name, path, state)
+        if run.state == "complete" and "fingerprint" not in run.attrs:
+            continue  # somebody else's zarr
+        found[name] = run
     return Catalogue([found[n] for n in sorted(found)], folder)
 
 
@@ -299,7 +332,27 @@ def find_run(path: str | Path) -> Run:
     """
     folder = locate(path)
     state = "partial" if folder.name.endswith(".partial") else "complete"
-    return Run(run_name(folder), folder, state, read_attrs(folder))
+    return _run(run_name(folder), folder, state)
+
+
+def _run(name: str, path: Path, state: str) -> Run:
+    """A run as its root says it is."""
+    attrs, reason = root_attrs(path)
+    ours = "fingerprint" in attrs or is_file(path / MANIFEST)
+    if not reason and ours:
+        reason = unlike(attrs)
+        if not reason and "fingerprint" not in attrs:
+            reason = f"{NODE} says nothing of where the run comes from"
+    elif reason and not ours and not os.path.lexists(path / NODE):
+        reason = ""  # an empty folder is a run that was killed at once, or somebody else's
+    if reason:
+        return Run(name, path, "damaged", {}, reason=reason)
+    return Run(name, path, state, attrs)
+
+
+def _cell(value: Any) -> str:
+    text = one_line(str(value))
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
 def _flatten(attrs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -316,5 +369,5 @@ def _meets(value: Any, condition: Any) -> bool:
     if callable(condition):
         return bool(condition(value))
     if isinstance(condition, Collection) and not isinstance(condition, str):
-        return value in condition or value == condition
+        return any(value == one for one in condition) or bool(value == condition)
     return bool(value == condition)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refusal_nn._files import parse_json, quoted
 from refusal_nn.errors import StoreError, VerificationError
 from refusal_nn.store._attrs import canonical
+from refusal_nn.store._inspect import files, inspect, own_bytes, root_attrs
+from refusal_nn.store._names import check_name, is_file, is_folder, run_name
+from refusal_nn.store._nodes import UnsoundError
 
 NAME = "manifest.json"
 _FORMAT = 1
 _SHOWN = 8
+_MOST_BATCHES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,7 @@ class Verification:
 
 def write(folder: Path) -> None:
     """Hash every file of `folder` into its manifest."""
-    files = {str(p.relative_to(folder)): _sha256(p) for p in _files(folder)}
-    (folder / NAME).write_bytes(_text(files))
+    (folder / NAME).write_bytes(_text({n: _sha256(p) for n, p in _files(folder).items()}))
 
 
 def run_hash(folder: str | Path) -> str:
@@ -52,9 +56,11 @@ def run_hash(folder: str | Path) -> str:
         If there is none.
     """
     try:
-        return _sha256(Path(folder) / NAME)
-    except OSError as e:
-        raise StoreError(f"run {Path(folder).name!r} has no manifest: it is not complete.") from e
+        return hashlib.sha256(own_bytes(Path(folder) / NAME, what="manifest")).hexdigest()
+    except StoreError as e:
+        raise StoreError(
+            f"run {run_name(folder)!r} has no manifest, so it is not complete ({str(e).rstrip('.')})."
+        ) from e
 
 
 def problems(path: str | Path) -> list[str]:
@@ -72,25 +78,35 @@ def problems(path: str | Path) -> list[str]:
     """
     folder = locate(path)
     if folder.name.endswith(".partial"):
-        return [f"run is incomplete: {progress_text(folder)}; resume it or remove it"]
+        return [f"run is incomplete: {_progress(folder)}; resume it or remove it"]
     try:
-        recorded = (folder / NAME).read_bytes()
-        files = dict(json.loads(recorded)["files"])
-        intact = _text(files) == recorded
-    except OSError:
-        return [f"{NAME} is missing, so nothing can be checked"]
-    except (ValueError, KeyError, TypeError):
-        return [f"{NAME} is damaged, so nothing can be checked"]
+        recorded = own_bytes(folder / NAME, what="manifest")
+        hashes = dict(parse_json(recorded, what=NAME, error=StoreError)["files"])
+        intact = _text(hashes) == recorded
+    except (StoreError, ValueError, KeyError, TypeError):
+        missing = not os.path.lexists(folder / NAME)
+        how = "is missing" if missing else "is damaged"
+        return [f"{NAME} {how}, so nothing can be checked"]
     found = [] if intact else [f"{NAME} is damaged: it does not match its own checksum"]
-    present = {str(p.relative_to(folder)): p for p in _files(folder)}
-    for name, expected in sorted(files.items()):
-        if name not in present:
-            found.append(f"{_describe(name)} is missing")
-        elif _sha256(present[name]) != expected:
-            found.append(f"{_describe(name)} does not match its hash")
-    found += [f"{name} is not in the manifest" for name in sorted(set(present) - set(files))]
+    try:
+        present = _files(folder)
+        for name, expected in sorted(hashes.items()):
+            if name not in present:
+                found.append(f"{_describe(name)} is missing")
+            elif _sha256(present[name]) != expected:
+                found.append(f"{_describe(name)} does not match its hash")
+        found += [f"{name} is not in the manifest" for name in sorted(set(present) - set(hashes))]
+    except UnsoundError as e:
+        found.append(str(e))
+    except OSError as e:
+        found.append(f"{e.filename} cannot be read ({e.strerror})")
     if intact and not found and read_attrs(folder).get("complete") is not True:
         found.append("run is not marked complete")
+    if not found:  # what its maker wrote on purpose has the right hash, too
+        try:
+            inspect(folder)
+        except StoreError as e:
+            found.append(str(e).rstrip("."))
     return found
 
 
@@ -122,8 +138,9 @@ def verify(path: str | Path) -> Verification:
             "" if folder.name.endswith(".partial") else "; restore it from a copy or make it again"
         )
         raise VerificationError(f"run {name!r}: {'; '.join(found[:_SHOWN])}{more}{fix}.")
-    files = list(_files(folder))
-    return Verification(name, len(files), sum(p.stat().st_size for p in files), run_hash(folder))
+    present = _files(folder)
+    n_bytes = sum(entry.stat().st_size for entry in present.values())
+    return Verification(name, len(present), n_bytes, run_hash(folder))
 
 
 def locate(path: str | Path) -> Path:
@@ -132,19 +149,20 @@ def locate(path: str | Path) -> Path:
     Raises
     ------
     StoreError
-        If there is none.
+        If there is none, or it can be none.
     """
+    check_name(path)
     path = Path(path)
     base = run_name(path)
     complete = path.with_name(f"{base}.zarr")
     partial = path.with_name(f"{base}.zarr.partial")
     order = [partial] if path.name.endswith(".partial") else [complete, partial]
     for folder in order:
-        if folder.is_dir():
+        if is_folder(folder):
             if folder == complete and not is_run(folder):
+                reason = root_attrs(folder)[1] or "its root lacks the attrs that every run has"
                 raise StoreError(
-                    f"{str(folder)!r} is a directory but not a run of refusal_nn; "
-                    "its root lacks the attrs that every run has."
+                    f"{quoted(folder)} is a directory but not a run of refusal_nn; {reason}."
                 )
             return folder
     raise StoreError(
@@ -155,22 +173,12 @@ def locate(path: str | Path) -> Path:
 
 def is_run(folder: Path) -> bool:
     """Whether a directory is a finished run, or was before its root metadata were damaged."""
-    return "fingerprint" in read_attrs(folder) or (folder / NAME).is_file()
-
-
-def run_name(folder: str | Path) -> str:
-    """Name of the run in a directory: without folder and endings."""
-    return Path(folder).name.removesuffix(".partial").removesuffix(".zarr")
+    return "fingerprint" in read_attrs(folder) or is_file(folder / NAME)
 
 
 def read_attrs(folder: Path) -> dict[str, Any]:
     """Attrs of a group straight from its ``zarr.json``; empty when there are none to read."""
-    try:
-        attrs = json.loads((folder / "zarr.json").read_bytes())["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    # "coordinates" is xarray's note of which arrays are labels, which it hides too
-    return {k: v for k, v in attrs.items() if k != "coordinates"} if isinstance(attrs, dict) else {}
+    return root_attrs(folder)[0]
 
 
 def progress_text(folder: Path) -> str:
@@ -182,26 +190,47 @@ def progress_text(folder: Path) -> str:
 
 
 def stage_progress(folder: Path) -> dict[str, tuple[int, int]]:
-    """Batches written and batches in all, for each stage of a partial run, in order of creation."""
+    """Batches written and batches in all, for each stage of a partial run, in order of creation.
+
+    Raises
+    ------
+    StoreError
+        If something in the run is none of a run's.
+    """
     import numpy as np
     import zarr
 
+    inspect(folder)
     found = {}
     stages = [p.parent for p in folder.glob("*/written") if not p.parent.name.startswith(".")]
-    for stage in sorted(stages, key=lambda s: (read_attrs(s).get("stage_number", 0), s.name)):
+    for stage in sorted(stages, key=_order):
         try:
-            ledger = np.asarray(zarr.open_array(stage / "written", mode="r")[...])
-        except (OSError, ValueError, KeyError):
+            written = zarr.open_array(stage / "written", mode="r", zarr_format=3)
+            if written.dtype != bool or written.ndim != 1 or written.size > _MOST_BATCHES:
+                raise ValueError("no ledger")
+            ledger = np.asarray(written[...])
+        except (OSError, ValueError, KeyError, RuntimeError):
             continue
         # a loop that goes on: its steps
         found[stage.name.removesuffix(".loop")] = (int(ledger.sum()), int(ledger.size))
     return found
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / NAME:
-            yield path
+def _progress(folder: Path) -> str:
+    try:
+        return progress_text(folder)
+    except StoreError as e:
+        return str(e).rstrip(".")
+
+
+def _order(stage: Path) -> tuple[int, str]:
+    number = read_attrs(stage).get("stage_number", 0)
+    return (number if type(number) is int else 0, stage.name)
+
+
+def _files(folder: Path) -> dict[str, os.DirEntry[str]]:
+    """Every file but the manifest, by its path in the folder."""
+    return {name: entry for name, entry in files(folder) if name != NAME}
 
 
 def _describe(name: str) -> str:
@@ -216,8 +245,8 @@ def _describe(name: str) -> str:
     return name
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
+def _sha256(entry: os.DirEntry[str]) -> str:
+    with Path(entry.path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 

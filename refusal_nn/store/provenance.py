@@ -40,6 +40,22 @@ VOLATILE = ("created", "wall_time", "attempts", "jobs")
 RESERVED = ("name", "complete", "fingerprint", "coordinates", *VOLATILE)
 """Keys the store sets itself."""
 
+_LONG = ("command", "interventions", "prompts_hash")
+_MOST_CHARACTERS = 1000
+_TEXT = (
+    *("analysis", "model", "revision", "tokenizer_hash", "template_hash", "dtype"),
+    *("device", "backend", "prompts_hash", "interventions", "command", "name", "fingerprint"),
+    "created",
+)
+_KINDS: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(_TEXT, ("text", str)),
+    **dict.fromkeys(("options", "speed", "versions", "jobs"), ("a mapping", dict)),
+    "inputs": ("a list", list),
+    "complete": ("true or false", bool),
+    "wall_time": ("a number", int | float),
+    "attempts": ("a number", int),
+}
+
 _PACKAGES = ("refusal-nn", "nnsight", "torch", "transformers", "xarray", "zarr", "numpy")
 _KEY = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
 _SECRET_NAME = re.compile(r"(?:^|_)(?:API_?KEY|TOKEN|SECRET|PASSWORD)$")
@@ -178,8 +194,35 @@ def check(provenance: Mapping[str, Any]) -> dict[str, Any]:
             raise StoreError(
                 f"provenance 'inputs' holds {entry!r}; each must be {{'run': ..., 'hash': ...}}."
             )
+    if wrong := unlike(checked):
+        raise StoreError(f"provenance: {wrong}.")
     require_public(checked, where="provenance")
     return dict(checked)
+
+
+def unlike(attrs: Mapping[str, Any]) -> str:
+    """What root attrs hold that provenance never does, so that who reads them need not ask; or empty.
+
+    Parameters
+    ----------
+    attrs : mapping
+        Plain data. A key that is missing is not asked for.
+    """
+    for key, value in attrs.items():
+        wanted = _KINDS.get(key)
+        if wanted is None:
+            continue
+        if not isinstance(value, wanted[1]) or (type(value) is bool) is not (wanted[1] is bool):
+            return f"attr {key!r} is not {wanted[0]}"
+        if isinstance(value, str) and key not in _LONG and len(value) > _MOST_CHARACTERS:
+            return f"attr {key!r} has {len(value)} characters, at most {_MOST_CHARACTERS} are read"
+    for entry in attrs.get("inputs", ()):
+        named = isinstance(entry, dict) and set(entry) == {"run", "hash"}
+        if not named or not all(isinstance(value, str) for value in entry.values()):
+            return "attr 'inputs' holds something else than names and hashes of runs"
+    if not all(isinstance(v, str) for v in attrs.get("versions", {}).values()):
+        return "attr 'versions' does not map names to versions"
+    return ""
 
 
 def now() -> str:

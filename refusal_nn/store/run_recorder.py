@@ -21,10 +21,14 @@ from refusal_nn.store._attrs import plain
 from refusal_nn.store._checkpoints import LoopFolder
 from refusal_nn.store._commit import commit_run
 from refusal_nn.store._disk import writing
+from refusal_nn.store._inspect import inspect
 from refusal_nn.store._jobs import JOBS, JobLedger, has_jobs, jobs_summary, results_of
 from refusal_nn.store._layout import Layout, Region, fit, require_same
 from refusal_nn.store._loop import iterate, prepare_loop
+from refusal_nn.store._names import check_name, run_name
 from refusal_nn.store._protocol import Arrays, Body, Compute, Looped, Progress
+from refusal_nn.store._reading import BEGIN_AGAIN, open_tree, reading
+from refusal_nn.store._stream import storable_dtype
 from refusal_nn.store._write import array_of, create_stage, read_stage, storable
 from refusal_nn.store.recorder import prepared, report
 
@@ -79,7 +83,8 @@ class RunRecorder:
         request: Mapping[str, Any],
         progress: Progress | None = None,
     ) -> None:
-        self.name = manifest.run_name(path)
+        check_name(path)
+        self.name = run_name(path)
         self.path = Path(path).with_name(f"{self.name}.zarr")
         self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.fingerprint = fingerprint
@@ -105,7 +110,8 @@ class RunRecorder:
             :meth:`commit`, which links them where they are whole).
         """
         self._require_open(name)
-        template, layout = prepared(name, template, batches)
+        with self._asked():
+            template, layout = prepared(name, template, batches)
         folder = self.partial / name
         with self._at_work():
             if not folder.exists():
@@ -114,7 +120,8 @@ class RunRecorder:
             begun = manifest.read_attrs(folder).get("stage_digest")
             require_same("stage", name, begun, layout.digest)
             self._fill(folder, template, layout, compute)
-            return read_stage(folder, load=True)[list(template.data_vars)]
+            with reading(self.name, BEGIN_AGAIN):
+                return read_stage(folder, load=True)[list(template.data_vars)]
 
     def loop(
         self,
@@ -132,7 +139,8 @@ class RunRecorder:
         ``body`` passes through; the last state that was kept is where the next attempt goes on.
         """
         self._require_open(name)
-        loop = prepare_loop(name, state, steps, records, every)
+        with self._asked():
+            loop = prepare_loop(name, state, steps, records, every)
         kept = LoopFolder(self.partial, loop, every)
         with self._at_work():
             with writing(self.path):
@@ -215,7 +223,7 @@ class RunRecorder:
         """
         if not self.already_complete:
             raise StoreError(f"run {self.name!r} is not complete; resume it first.")
-        return xr.open_datatree(self.path, engine="zarr", chunks=None)
+        return open_tree(self.path)
 
     def close(self) -> None:
         """Let another process continue the run. A later :meth:`stage` takes it up again."""
@@ -268,6 +276,8 @@ class RunRecorder:
         if other != self.fingerprint:
             raise self._taken(other)
         self.resumed = not self._lock.held
+        if self.resumed:  # before anything is written in it or removed from it
+            inspect(self.partial)
         with writing(self.path):
             self._acquire()
         self._finished()  # by another process, just now
@@ -304,10 +314,12 @@ class RunRecorder:
             _partial.begin_attempt(self.partial, ended)
 
     def _fill(self, folder: Path, template: xr.Dataset, layout: Layout, compute: Compute) -> None:
-        group = zarr.open_group(folder, mode="r+", use_consolidated=False)
-        arrays = {str(n): array_of(group, str(n)) for n in template.data_vars}
-        ledger = array_of(group, "written")
-        written = np.array(ledger[...], dtype=bool)
+        with reading(self.name, BEGIN_AGAIN):
+            group = zarr.open_group(folder, mode="r+", use_consolidated=False, zarr_format=3)
+            arrays = {str(n): array_of(group, str(n)) for n in template.data_vars}
+            ledger = array_of(group, "written")
+            written = np.array(ledger[...])
+        _require_as_begun(self.name, layout, template, arrays, written)
         report(self.progress, layout.stage, int(written.sum()), len(layout))
         missing = [int(i) for i in np.flatnonzero(~written)]
         jobs = JobLedger(folder.with_name(f"{folder.name}.{JOBS}"))
@@ -328,6 +340,15 @@ class RunRecorder:
             raise StoreError(f"stage name {stage!r} must be letters, digits, '_' and '-'.")
 
     @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Leave nothing behind of what cannot be stored, as long as no batch was computed."""
+        try:
+            yield
+        except StoreError:
+            self.abandon()
+            raise
+
+    @contextmanager
     def _at_work(self) -> Iterator[None]:
         """Hold the run; an error lets go of it."""
         try:
@@ -337,3 +358,28 @@ class RunRecorder:
         except BaseException:
             self.close()
             raise
+
+
+def _require_as_begun(
+    name: str,
+    layout: Layout,
+    template: xr.Dataset,
+    arrays: Mapping[str, zarr.Array],
+    written: np.ndarray,
+) -> None:
+    """Check that the arrays on disk are those of the stage: a mark in an attr does not make them so.
+
+    Raises
+    ------
+    StoreError
+    """
+    odd = "written" if (written.shape, written.dtype) != ((len(layout),), np.dtype(bool)) else None
+    for n, array in arrays.items():
+        wanted = template[n].variable
+        if array.shape != wanted.shape or array.dtype != storable_dtype(wanted.dtype):
+            odd = odd or n
+    if odd is not None:
+        raise StoreError(
+            f"run {name!r} cannot go on: variable {odd!r} of its stage {layout.stage!r} is not as the "
+            "stage was begun; remove the run and begin again."
+        )

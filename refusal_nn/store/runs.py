@@ -9,9 +9,10 @@ from typing import Any
 from refusal_nn.errors import StoreError
 from refusal_nn.store._disk import writing
 from refusal_nn.store._lock import Lock
+from refusal_nn.store._names import is_file, run_name
 from refusal_nn.store._partial import REQUEST
 from refusal_nn.store.catalogue import find_run
-from refusal_nn.store.manifest import locate, read_attrs, run_hash, run_name, stage_progress
+from refusal_nn.store.manifest import locate, read_attrs, run_hash, stage_progress
 
 SAMPLE = "sample-direction-evaluate-tiny-refuser"
 
@@ -50,9 +51,11 @@ def describe(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     StoreError
-        If there is no such run.
+        If there is no such run, or something in its folder is none of a run's.
     """
     run = find_run(path)
+    if run.state == "damaged":
+        run.require_complete()
     shown: dict[str, Any] = {"name": run.name, "state": run.state, "attrs": run.attrs}
     if run.state == "partial":
         return {**shown, "stages": {k: list(v) for k, v in stage_progress(run.path).items()}}
@@ -98,11 +101,12 @@ def remove(path: str | Path) -> Path:
         raise StoreError(f"{str(folder)!r} is a link; remove what it points to by its own name.")
     if folder.name.endswith(".partial"):
         # empty: killed while being made by an older process; anything else must look like a run
-        if any(folder.iterdir()) and not (folder / REQUEST).is_file() and not read_attrs(folder):
+        if any(folder.iterdir()) and not is_file(folder / REQUEST) and not read_attrs(folder):
             raise StoreError(f"{str(folder)!r} is not a run of refusal_nn; remove it by hand.")
         with writing(folder):
             lock = Lock(folder)
-            lock.acquire()
+            if lock.usable():
+                lock.acquire()
             shutil.rmtree(folder)
             lock.release()
         return folder

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refusal_nn._analyses import declare_variables
+from refusal_nn._files import check_plain
 from refusal_nn.errors import StoreError
 
 if TYPE_CHECKING:
@@ -309,12 +310,15 @@ def _kind(name: str, dtype: np.dtype, variable: xr.Variable) -> str:
             "convert it (bfloat16 becomes float32)."
         )
     # zarr would turn None into '' without a word
-    values = np.ravel(variable.values) if dtype.kind == "O" else ()
-    for bad in (v for v in values if not isinstance(v, str)):
-        raise StoreError(
-            f"variable {name!r} holds {bad!r} among its strings; "
-            "store '' and a boolean mask instead."
-        )
+    values = np.ravel(variable.values) if dtype.kind in "OU" else ()
+    for value in values:
+        if not isinstance(value, str):
+            raise StoreError(
+                f"variable {name!r} holds {value!r} among its strings; "
+                "store '' and a boolean mask instead."
+            )
+        if not value.isascii():
+            check_plain(value, what=f"variable {name!r}", error=StoreError)
     return _KIND_OF[dtype.kind]
 
 

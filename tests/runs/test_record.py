@@ -138,9 +138,14 @@ def test_a_run_is_opened_in_the_chunks_that_are_asked_for(
 ) -> None:
     run = scored(rn.Keeping(tmp_path, "run"))
     asked = []
+
+    def given_chunks(*_: Any, **given: Any) -> xr.DataTree:
+        asked.append(given["chunks"])
+        return xr.DataTree()
+
     for name in ("open_datatree", "open_zarr"):
         # dask may not be there, and what it makes of chunks is not ours
-        monkeypatch.setattr(xr, name, lambda *_, **given: asked.append(given["chunks"]))
+        monkeypatch.setattr(xr, name, given_chunks)
     chunked = runs.open_run(tmp_path, "run", chunks={"prompt": 2})
     assert chunked == replace(run, reused=False, chunks={"prompt": 2})
     for opened in (chunked, runs.open_run(tmp_path, "run")):
