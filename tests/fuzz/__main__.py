@@ -40,7 +40,13 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--only", metavar="KIND/NUMBER", help="one case, with all it printed")
     parser.add_argument("--report", type=Path, help="every case as a line of JSON")
+    parser.add_argument(
+        "--total", type=Path, nargs="+", metavar="REPORT", help="count, run nothing"
+    )
     asked = parser.parse_args()
+    if asked.total:
+        print(told([row for file in asked.total for row in Row.read(file)]))
+        return 0
     # in memory where there is such a folder: a case makes and takes away dozens of small files
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=base) as folder:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.fuzz.cases import Case
@@ -40,6 +42,12 @@ class Row:
             round(ended.seconds, 2),
             found,
         )
+
+    @classmethod
+    def read(cls, file: Path) -> list[Row]:
+        """The rows of a report."""
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [cls(**json.loads(line)) for line in lines]
 
     def as_dict(self) -> dict[str, Any]:
         """For a line of JSON."""

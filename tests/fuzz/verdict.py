@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import click
 
@@ -16,6 +15,8 @@ from tests.fuzz.guard import LEFT
 KEY = "fuzz-key-that-goes-nowhere"
 """``NDIF_API_KEY`` of every case."""
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
+_CACHES = ("home/.cache/", "tmp/torchinductor_")
+"""What libraries keep; named in docs/security.md."""
 _UNTOLD = ("runs verify", "runs rerun")
 """Commands whose exit code 1 is a finding, told on stdout or stderr, and no error."""
 
@@ -179,6 +180,8 @@ def _changes(argv: Sequence[str], config: str, ended: Ended) -> list[str]:
         for path in sorted(before.keys() | after.keys()):
             if before.get(path) == after.get(path):
                 continue
+            if f"{place}/{path}/".startswith(_CACHES):
+                continue
             if place == "work" and any(_under(path, p) for p in _outputs(argv, config)):
                 continue
             how = "made" if path not in before else "removed" if path not in after else "changed"
@@ -227,8 +230,3 @@ def _without_json_lines(text: str) -> str:
     except (ValueError, RecursionError):
         return text
     return ""
-
-
-def as_document(value: Any) -> Any:
-    """JSON of anything, for the list of failures."""
-    return json.loads(json.dumps(value, default=repr))
