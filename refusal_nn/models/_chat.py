@@ -13,10 +13,17 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from refusal_nn._files import quoted, read_text
 from refusal_nn.errors import ModelError, PromptError
+from refusal_nn.models._rendering import (
+    MAX_OUTPUT,
+    MAX_TEMPLATE,
+    Unbounded,
+    bounded,
+    check_template,
+)
 
 _PROBES = (
     "Tell me a story",
@@ -66,18 +73,17 @@ class Chat:
         self._template: str | None = None
         if template is not None and not self.raw:
             try:
-                self._template = Path(template).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-                raise ModelError(
-                    f"chat template {template!r} cannot be read ({reason}); {_NEEDS}."
-                ) from error
+                self._template = read_text(
+                    template, what="chat template", limit=MAX_TEMPLATE, error=ModelError
+                )
+            except ModelError as error:
+                raise ModelError(f"{str(error).rstrip('.')}; {_NEEDS}.") from error
         elif not self.raw:
-            self._template = getattr(tokenizer, "chat_template", None)
-            if not self._template:
-                raise ModelError(f"model {name!r} has no chat template; {_NEEDS}.")
+            self._template = _own(tokenizer, name)
         self._control = self._control_tokens()
         self._warned: set[str] = set()
+        if self._template is not None:
+            self._check(self._template)
         self.eoi_tokens = () if self.raw else self._find_span(name)
 
     @property
@@ -101,16 +107,38 @@ class Chat:
         """The prompt for one instruction, up to where the model's answer begins."""
         if self.raw:
             return instruction
-        try:
-            text = self.tokenizer.apply_chat_template(
+
+        def render() -> Any:
+            return self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": instruction}],
                 chat_template=self._template,
                 add_generation_prompt=True,
                 tokenize=False,
             )
+
+        try:
+            return bounded(render, MAX_OUTPUT + 4 * len(instruction))
+        except Unbounded as error:
+            raise ModelError(f"the chat template is refused: {error}; {_NEEDS}.") from error
         except Exception as error:
-            raise ModelError(f"the chat template cannot format a user turn: {error}.") from error
-        return str(text)
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise ModelError(f"the chat template cannot format a user turn: {reason}.") from error
+
+    def _check(self, template: str) -> None:
+        try:
+            template.encode()
+            check_template(template)
+        except Unbounded as error:
+            raise ModelError(f"the chat template is refused: {error}; {_NEEDS}.") from error
+        except UnicodeEncodeError as error:
+            raise ModelError(
+                f"the chat template holds half of a character, which is no text; {_NEEDS}."
+            ) from error
+        except Exception as error:  # a template that is none, nested too deeply
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise ModelError(
+                f"the chat template cannot format a user turn: {reason}; {_NEEDS}."
+            ) from error
 
     def tokens(self, instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of each formatted prompt, unpadded.
@@ -140,10 +168,19 @@ class Chat:
             return []
         texts = [self.format(i) for i in instructions]
         # a template writes its own special tokens; raw text gets the tokenizer's
-        ids = self.tokenizer(texts, add_special_tokens=self.raw)["input_ids"]
+        try:
+            ids = self.tokenizer(texts, add_special_tokens=self.raw)["input_ids"]
+        except BaseException as error:  # of a damaged tokenizer: of no common type
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise ModelError(
+                f"the tokenizer cannot read a prompt ({type(error).__name__}: {reason}); give the "
+                "model's own tokenizer files."
+            ) from error
         for text, row in zip(instructions, ids, strict=True):
             if not row:
-                raise ModelError(f"prompt {text!r} has no tokens; remove it.")
+                raise ModelError(f"prompt {_quote(text)} has no tokens; remove it.")
         return [list(row) for row in ids]
 
     def _find_span(self, name: str) -> tuple[int, ...]:
@@ -187,6 +224,16 @@ class Chat:
                 _quote(text),
                 found[0],
             )
+
+
+def _own(tokenizer: Any, name: str) -> str:
+    """The tokenizer's own template; of several, the one for plain chats."""
+    found = getattr(tokenizer, "chat_template", None)
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not found or not isinstance(found, str):
+        raise ModelError(f"model {quoted(name)} has no chat template; {_NEEDS}.")
+    return found
 
 
 def _quote(text: str) -> str:

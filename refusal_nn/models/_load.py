@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from refusal_nn.errors import ModelError, RequestError
+from refusal_nn._files import is_hub_id, kind_at, quoted
+from refusal_nn.errors import ModelError, RefusalNNError, RequestError
 from refusal_nn.models._architecture import build_architecture
 from refusal_nn.models._backend import Backend, Loading, Reading, backend_class
 from refusal_nn.models._catalogue import EMBEDDED, embedded_path
 from refusal_nn.models._commit import commit_of
+from refusal_nn.models._folder import check_config, check_folder, check_size, check_weights
 from refusal_nn.models._hashes import weights_hash
 from refusal_nn.models._model import Model
 
@@ -85,11 +90,16 @@ def load_model(
     """
     if unknown := reading.keys() - _READING.keys():
         raise TypeError(f"load_model() got an unexpected keyword argument {min(unknown)!r}")
+    chosen = backend_class(backend)
+    source = _source(name)
+    if name not in EMBEDDED and kind_at(source) == "folder":
+        trusted = bool(reading.get("trust_remote_code"))
+        check_folder(Path(source), trust_remote_code=trusted)
     elsewhere = {"host": host, "limits": limits, "detach": detach or None}
-    return backend_class(backend).load(
+    return chosen.load(
         Loading(
             name,
-            _source(name),
+            source,
             dtype=_dtype(dtype),
             reading={**_READING, **reading},
             chat_template=chat_template,
@@ -116,17 +126,18 @@ def load_here(asked: Loading, backend: Backend) -> Model:
         )
     name, source = asked.name, asked.source
     nn_model, tokenizer, report = _read(asked, **_placement(asked.device))
-    model = wrap_model(
-        nn_model,
-        tokenizer,
-        name=folder_name(name) if name not in EMBEDDED and Path(source).is_dir() else name,
-        source=source,
-        backend=backend,
-        revision=asked.reading["revision"],
-        chat_template=asked.chat_template,
-    )
-    _check_complete(model, report)
-    model.weights_hash = weights_hash(source, model.revision)
+    with not_loaded(source):
+        model = wrap_model(
+            nn_model,
+            tokenizer,
+            name=folder_name(name) if name not in EMBEDDED and Path(source).is_dir() else name,
+            source=source,
+            backend=backend,
+            revision=asked.reading["revision"],
+            chat_template=asked.chat_template,
+        )
+        _check_complete(model, report)
+        model.weights_hash = weights_hash(source, model.revision)
     return model
 
 
@@ -175,18 +186,29 @@ def _source(name: str) -> str:
     path = embedded_path(name)
     if path is not None:
         return str(path)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # the home of a user who is not there
+        folder = Path(name)
+    if kind_at(folder) == "folder":
+        if not kind_at(folder / "config.json"):
             raise ModelError(
-                f"folder {name!r} holds no config.json; give a folder written by save_pretrained."
+                f"folder {quoted(name)} holds no config.json; give a folder written by save_pretrained."
             )
         return str(folder)
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"no model folder at {name!r}; check the path.")
-    if "/" not in name:
+    if kind_at(folder):
         raise ModelError(
-            f"unknown model {name!r}: embedded models are {', '.join(EMBEDDED)}; otherwise give a "
+            f"model {quoted(name)} is a file, not a folder; give the folder written by save_pretrained."
+        )
+    if (
+        folder.is_absolute()
+        or name.startswith((".", "~"))
+        or (name.count("/") > 1 and ":" not in name)
+    ):
+        raise ModelError(f"no model folder at {quoted(name)}; check the path.")
+    if not is_hub_id(name):
+        raise ModelError(
+            f"unknown model {quoted(name)}: embedded models are {', '.join(EMBEDDED)}; otherwise give a "
             "folder or a hub id such as org/name."
         )
     return name
@@ -231,12 +253,15 @@ def _read(asked: Loading, device: str | None = None, **placement: Any) -> Any:
 
     reading = {k: v for k, v in asked.reading.items() if v is not None}
     with not_loaded(asked.source), quiet():
+        if asked.name not in EMBEDDED:
+            _check_fits(asked, reading, device)
         tokenizer = read_tokenizer(asked)
         # not by nnsight, which would drop the report
         module, report = AutoModelForCausalLM.from_pretrained(
             asked.source,
             output_loading_info=True,
             dtype=asked.dtype or "auto",
+            use_safetensors=True,  # pickled weights can run code
             **reading,
             **placement,
         )
@@ -247,6 +272,27 @@ def _read(asked: Loading, device: str | None = None, **placement: Any) -> Any:
             **({} if device is None else {"device": device}),
         )
     return nn_model, tokenizer, report
+
+
+def _check_fits(asked: Loading, reading: Mapping[str, Any], device: str | None) -> None:
+    """Refuse a model that its files do not hold, or that no memory here does, before any is asked for."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(asked.source)
+    here = kind_at(folder) == "folder"
+    name = quoted(folder_name(asked.source)) if here else repr(asked.source)
+    weights = check_weights(folder) if here else None
+    trusted = {k: reading[k] for k in ("revision", "trust_remote_code") if k in reading}
+    config = AutoConfig.from_pretrained(asked.source, **trusted)
+    check_config(config.to_dict(), name)
+    if trusted["trust_remote_code"]:
+        return  # its code may do what it likes, on the meta device or elsewhere
+    dtype = asked.dtype or getattr(config, "dtype", None)
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(
+            config, **({"dtype": dtype} if isinstance(dtype, torch.dtype) else {})
+        )
+    check_size(name, module, weights, device)
 
 
 def folder_name(folder: str) -> str:
@@ -261,32 +307,71 @@ def read_tokenizer(asked: Loading) -> Any:
     from transformers import AutoTokenizer
 
     reading = {k: v for k, v in asked.reading.items() if k != "attn_implementation"}
-    return AutoTokenizer.from_pretrained(asked.source, **reading)
+    with _panics_in_silence():
+        return AutoTokenizer.from_pretrained(asked.source, **reading)
+
+
+@contextmanager
+def _panics_in_silence() -> Iterator[None]:
+    """Keep back what the tokenizers' library writes to stderr by itself where it gives up."""
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        before = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        panicked = False
+        try:
+            yield
+        except BaseException as error:
+            panicked = _is_panic(error)
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+            kept.seek(0)
+            if not panicked and (written := kept.read()):
+                os.write(2, written)
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether it is what a library in Rust raises where it gives up: no :class:`Exception`."""
+    return not isinstance(error, Exception) and type(error).__name__ == "PanicException"
 
 
 @contextmanager
 def not_loaded(source: str) -> Iterator[None]:
     """Turn what goes wrong while a model is read into one sentence with its fix."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (RefusalNNError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # whatever damaged files make of several libraries
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
         reason = _reason(error, source).rstrip(".")
         fix = (
             "give a complete folder, model and tokenizer written by save_pretrained"
-            if Path(source).is_dir()
+            if kind_at(source) == "folder"
             else "check the name, the revision and the network"
         )
-        raise ModelError(
-            f"model {folder_name(source) if Path(source).is_dir() else source!r} cannot be loaded: "
-            f"{reason}; {fix}."
-        ) from error
+        if "trust_remote_code=True" in str(error):
+            reason = "it needs code of its own"
+            fix = "read that code, and pass --trust-remote-code if you trust it"
+        name = folder_name(source) if kind_at(source) == "folder" else source
+        raise ModelError(f"model {quoted(name)} cannot be loaded: {reason}; {fix}.") from error
 
 
 def _reason(error: BaseException, source: str) -> str:
     """What went wrong, in one line without a path of this machine."""
     text = str(error)
+    if isinstance(error, RecursionError):
+        return "a file in it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    if "ignore_mismatched_sizes" in text:
+        return "the sizes of its weights are not those that its config.json describes"
+    if not text or _is_panic(error) or isinstance(error, KeyError | TypeError | AttributeError):
+        text = f"a file in it is not what it must be ({type(error).__name__}: {text})"
     if "with any of the following classes" in text:
         # transformers tries several classes and quotes the traceback of each
         said = [line for line in text.splitlines() if re.match(r"\w*Error: ", line)]
@@ -295,21 +380,28 @@ def _reason(error: BaseException, source: str) -> str:
         return "the hub has no such model, or none that you may see"
     if "is not a valid git identifier" in text:
         return "the hub has the model, but not at this revision"
-    if Path(source).is_dir():
+    if kind_at(source) == "folder":
         text = text.replace(f"{source.rstrip('/')}/", "").replace(source, "the folder")
     return " ".join(text.split())[:300]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the loading and saving bars of transformers, which are about files, not our work."""
+    """Without what transformers tells of files while it reads them: bars, and a table of weights.
+
+    What is wrong with the weights we say ourselves.
+    """
     from transformers.utils import logging
 
+    told = logging.get_verbosity()
     logging.disable_progress_bar()
+    if told == logging.WARNING:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.enable_progress_bar()
+        logging.set_verbosity(told)
 
 
 def _check_complete(model: Model, report: Mapping[str, Any]) -> None:

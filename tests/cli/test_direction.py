@@ -201,7 +201,7 @@ def test_a_chat_template_that_is_no_text_is_refused(folder: Path, tmp_path: Path
     (tmp_path / "t.jinja").write_bytes(b"\xff\xfe\x00")
     result = refusal_nn(*extract_argv(folder, "--chat-template", str(tmp_path / "t.jinja")))
     assert result.exit_code == 2
-    assert "it is not UTF-8 text" in result.stderr
+    assert "is not UTF-8 (byte" in result.stderr
 
 
 def test_completions_too_short_to_judge_are_refused_and_leave_nothing(

@@ -164,7 +164,9 @@ def test_an_unusable_template_is_refused_with_the_fix(byte_level, template, reas
 
 
 def test_a_missing_template_file_is_named():
-    with pytest.raises(ModelError, match=r"'nowhere.jinja' cannot be read .*--chat-template FILE"):
+    with pytest.raises(
+        ModelError, match=r"'nowhere.jinja' cannot be read: No .*--chat-template FILE"
+    ):
         Chat(tiny_tokenizer(), "nowhere.jinja")
 
 
@@ -185,7 +187,7 @@ def test_raw_has_no_end_of_instruction_tokens():
 
 def test_a_template_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "own.jinja").write_bytes(b"\xff\xfe\x00{{")
-    with pytest.raises(ModelError, match=r"own.jinja' cannot be read \(it is not UTF-8 text\)"):
+    with pytest.raises(ModelError, match=r"own.jinja' is not UTF-8 \(byte 0\)"):
         Chat(tiny_tokenizer(), str(tmp_path / "own.jinja"))
 
 

@@ -21,7 +21,7 @@ def shape_of(asked: Loading) -> tuple[Any, Any, str | None]:
 
     source, revision = asked.source, asked.reading["revision"]
     options: dict[str, Any] = {
-        k: asked.reading[k] or None for k in ("attn_implementation", "trust_remote_code")
+        k: asked.reading[k] for k in ("attn_implementation", "trust_remote_code")
     }
     options["dtype"] = asked.dtype
     with not_loaded(source), quiet():
