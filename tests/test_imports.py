@@ -21,7 +21,7 @@ ROOT = Path(refusal_nn.__file__).parents[1]
 # each other. `organisms` are the scripts that make the embedded models: nothing rests on them.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "_lazy", "_renamed", "_terminal"),
-    ("_files",),  # what is read of a user's or a stranger's
+    ("_files", "_memory"),  # what is read of a user's or a stranger's
     ("evaluation", "recorded"),  # old names
     ("_signature",),
     ("_analyses",),  # how an analysis is declared; the analyses are found by name
