@@ -53,6 +53,39 @@ _LOADED = {
 _SHARED = {"batch_size": batch_size_option, "seed": seed_option}
 
 
+class AnalysisCommand(click.Command):
+    """The command of an analysis, which can also print a run that was made otherwise.
+
+    Attributes
+    ----------
+    show : callable
+    own : sequence of decorators
+        Options of ``show`` alone.
+    """
+
+    show: Show
+    own: Sequence[Decorator]
+
+    def show_run(self, run: Run) -> None:
+        """Print a run as the command would, with the defaults of its own options."""
+        defaults = {str(p.name): p.get_default(click.get_current_context()) for p in self.params}
+        self.show(run, **take(defaults, *self.own))
+
+
+def show_as_command(run: Run) -> None:
+    """Print a run as the command of its analysis does; sizes where there is none."""
+    context = click.get_current_context().find_root()
+    noun, _, verb = str(run.attrs["analysis"]).partition("-")
+    assert isinstance(context.command, click.Group)
+    found = context.command.get_command(context, noun)
+    if isinstance(found, click.Group):
+        found = found.get_command(context, verb)
+    if isinstance(found, AnalysisCommand):
+        found.show_run(run)
+    else:
+        show_sizes(run)
+
+
 def analysis_command(
     target: str,
     name: str,
@@ -98,8 +131,9 @@ def analysis_command(
             show(_record(signature, values, stores, name, resume), **mine)
 
         decorators = _decorators(signature, options or {}, hidden, own)
-        command = click.command(name=name, help=text or inspect.getdoc(show))
+        command = click.command(name, AnalysisCommand, help=text or inspect.getdoc(show))
         made = command(together(*decorators)(run))
+        made.show, made.own = show, own
         if group is not None:
             group.add_command(made)
         return made

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refusal_nn.cli._progress import progress
-from refusal_nn.cli._request import command_line, request
-from refusal_nn.errors import RequestError
+from refusal_nn.cli._request import command_line
 
 if TYPE_CHECKING:
     from refusal_nn.models import Model
@@ -74,7 +73,7 @@ def keeping(stores: Path, name: str | None, resume: bool) -> Iterator[Keeping]:
     from refusal_nn.runs import Keeping
 
     with progress() as report:
-        yield Keeping(stores, name, request(), command_line(), resume, report)
+        yield Keeping(stores, name, command_line(), resume, report)
 
 
 def model_of(inputs: Sequence[Run], name: str | None, loading: dict[str, Any]) -> Model:
@@ -85,17 +84,12 @@ def model_of(inputs: Sequence[Run], name: str | None, loading: dict[str, Any]) -
     RequestError
         If the run was made with a folder that is to be given again.
     """
-    from refusal_nn.models import embedded_path, load_model
+    from refusal_nn.models import load_model
+    from refusal_nn.runs import recorded_model
 
     if name is None:
         run, attrs = inputs[0].name, inputs[0].attrs
-        name = str(attrs["model"])
-        # a run records no path, so a model that was a folder cannot be loaded from its name
-        if "/" not in name and embedded_path(name) is None and not Path(name).is_dir():
-            raise RequestError(
-                f"run {run!r} was made with model folder {name!r}, and runs do not record where that "
-                "lies; pass --model PATH."
-            )
+        name = recorded_model(run, str(attrs["model"]))
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
     return load_model(name, **loading)

@@ -181,31 +181,27 @@ output_option = partial(
 )
 """``--output``; takes what else :func:`click.option` does."""
 
-host_option = click.option(
-    "--host", metavar="URL", help="NDIF server; default: NDIF_HOST or nnsight's own. [ndif]"
+host_option = together(
+    click.option(
+        "--host", metavar="URL", help="NDIF server; default: NDIF_HOST or nnsight's own. [ndif]"
+    ),
+    click.option(
+        "--plain-http",
+        is_flag=True,
+        help="Let the access key go over http to a server that is not on this machine. [ndif]",
+    ),
 )
 
-loading_options = together(
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
-    click.option(
-        "--chat-template",
-        metavar="FILE|raw",
-        help="Jinja chat template to use instead of the tokenizer's own; raw: no template.",
-    ),
-    click.option(
-        "--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run."
-    ),
-    click.option(
-        "--backend",
-        type=click.Choice(BACKENDS),
-        default="local",
-        show_default=True,
-        help="Where the model runs. ndif: on an NDIF server, key in NDIF_API_KEY; dry-run: serialised, "
-        "in a process without this package.",
-    ),
-    click.option(
-        "--host", metavar="URL", help="NDIF server; default NDIF_HOST or nnsight's. [ndif]"
-    ),
+_template_option = click.option(
+    "--chat-template",
+    metavar="FILE|raw",
+    help="Jinja chat template to use instead of the tokenizer's own; raw: no template.",
+)
+_trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Allow code from the model's repository to run."
+)
+_server_options = together(
+    host_option,
     click.option(
         "--deadline",
         type=click.FloatRange(0, min_open=True),
@@ -217,10 +213,46 @@ loading_options = together(
         is_flag=True,
         help="Submit the jobs and leave; `runs resume` collects them. [ndif]",
     ),
-    click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or auto (all GPUs)."),
+)
+_device_option = click.option(
+    "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or auto (all GPUs)."
+)
+
+loading_options = together(
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
+    _template_option,
+    _trust_option,
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="local",
+        show_default=True,
+        help="Where the model runs. ndif: on an NDIF server, key in NDIF_API_KEY; dry-run: serialised, "
+        "in a process without this package.",
+    ),
+    _server_options,
+    _device_option,
     click.option("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own."),
 )
 """How a model is loaded: the keywords of :func:`refusal_nn.load_model`."""
+
+again_options = together(
+    model_option(
+        help="Where the model is now; needed where it was a folder, which runs do not record."
+    ),
+    _template_option,
+    _trust_option,
+    _server_options,
+    _device_option,
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="RUN",
+        help="A run that this one goes on from, where it is not in --stores; repeatable.",
+    ),
+)
+"""What a run does not say, or may not say, when it is continued or made again."""
 
 run_options = together(
     stores_option,
@@ -232,7 +264,11 @@ run_options = together(
 
 def take_loading(values: dict[str, Any]) -> dict[str, Any]:
     """Remove the loading options from a command's values and return them for ``load_model``."""
-    loading = take(values, loading_options)
+    return with_limits(take(values, loading_options))
+
+
+def with_limits(loading: dict[str, Any]) -> dict[str, Any]:
+    """Loading options as keywords of ``load_model``: the deadline is one of its limits."""
     deadline = loading.pop("deadline")
     if deadline is not None:
         from refusal_nn.backends import Limits

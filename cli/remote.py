@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from refusal_nn.cli._options import host_option, json_option, stores_option
 from refusal_nn.cli._output import Table, show
+from refusal_nn.errors import RefusalNNError
+
+if TYPE_CHECKING:
+    from refusal_nn.backends import Service
 
 ANSWER_SECONDS = 15.0
 """How long a server is waited for when its jobs are listed."""
@@ -23,14 +27,14 @@ def command() -> None:
 @command.command(name="status")
 @host_option
 @json_option
-def remote_status(host: str | None) -> None:
+def remote_status(host: str | None, plain_http: bool) -> None:
     """Show what the server has deployed and where its versions differ from those here.
 
     A difference in nnsight, torch or transformers may change or break results.
     """
     from refusal_nn.backends import Service, compare_versions, deployed
 
-    service = Service.connect(host)
+    service = Service.connect(host, plain_http=plain_http)
     deployments = deployed(service.status())
     versions = compare_versions(service.environment())
     owner = service.whoami() if service.key else None
@@ -54,22 +58,26 @@ def remote_status(host: str | None) -> None:
 
 
 @command.command(name="jobs")
+@host_option
 @stores_option
 @json_option
-def remote_jobs(stores: Path) -> None:
-    """List the jobs of unfinished runs and ask their servers how they are.
+def remote_jobs(host: str | None, plain_http: bool, stores: Path) -> None:
+    """List the jobs of unfinished runs and ask the server how they are.
 
-    `refusal-nn runs resume RUN` collects those that are done.
+    Only the server of --host, NDIF_HOST or nnsight's configuration is asked, whatever a run says, as
+    it is given your access key. `refusal-nn runs resume RUN` collects those that are done.
     """
+    from refusal_nn.backends import Service
     from refusal_nn.store import job_ledgers, open_runs
 
-    hosts: dict[str, _Host] = {}
+    service = Service.connect(host, deadline=ANSWER_SECONDS, plain_http=plain_http)
+    asked = _Host(service)
     jobs = [
         {
             "run": run.name,
             "stage": stage,
             "job": entry["id"],
-            "state": hosts.setdefault(entry["host"], _Host(entry["host"])).state_of(entry),
+            "state": asked.state_of(entry),
             "batches": len(entry["batches"]),
             "minutes": round((time.time() - entry["submitted"]) / 60, 1),
             "host": entry["host"],
@@ -84,23 +92,19 @@ def remote_jobs(stores: Path) -> None:
 class _Host:
     """A server that is asked about jobs until it fails to answer."""
 
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self.service: Any = None
+    def __init__(self, service: Service) -> None:
+        self.service = service
         self.failed = ""
 
     def state_of(self, entry: dict[str, Any]) -> str:
         """The server's word on a job that is under way, else how it ended."""
-        from refusal_nn.backends import Service
-        from refusal_nn.errors import RefusalNNError
-
         if entry["state"] != "submitted":
             return {"done": "collected"}.get(entry["state"], entry["state"])
+        if entry["host"] != self.service.host:
+            return f"not asked: name its server with --host {entry['host']}"
         if self.failed:
             return self.failed
         try:
-            if self.service is None:
-                self.service = Service.connect(self.host, deadline=ANSWER_SECONDS)
             answer = self.service.ask(entry["id"])
         except RefusalNNError as error:
             # one reason for all jobs there: the next question would take as long to fail

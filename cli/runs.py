@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from refusal_nn.cli._options import json_option, stores_option
+from refusal_nn.cli._analysis import show_as_command
+from refusal_nn.cli._inputs import keeping
+from refusal_nn.cli._options import again_options, json_option, stores_option, with_limits
 from refusal_nn.cli._output import Table, notice, show
-from refusal_nn.cli._request import invoke
 from refusal_nn.errors import RequestError
+
+_FOR_SERVERS = ("host", "plain_http", "deadline", "detach")
+"""Options that mean nothing where a run has no server."""
 
 name_argument = click.argument("name")
 
@@ -108,109 +111,69 @@ def runs_verify(names: Sequence[str], stores: Path) -> None:
 
 @command.command(name="resume")
 @name_argument
-@stores_option
-@click.option("--json", "as_json", is_flag=True, help="As if the command had been given --json.")
-@click.option(
-    "--detach",
-    is_flag=True,
-    help="Collect the jobs that are done, submit the next ones and leave. [ndif]",
-)
-@click.option(
-    "--host", metavar="URL", help="Continue at another server than the run was begun at. [ndif]"
-)
+@again_options
 @click.option(
     "--forget-jobs",
     is_flag=True,
     help="Give up the jobs that were not collected and compute their batches again. [ndif]",
 )
+@stores_option
+@json_option
 def runs_resume(
-    name: str, stores: Path, as_json: bool, detach: bool, host: str | None, forget_jobs: bool
+    name: str, stores: Path, forget_jobs: bool, inputs: Sequence[str], **loading: Any
 ) -> None:
-    """Continue a partial run with the command that began it, where it was begun.
+    """Continue a partial run: its analysis, with the arguments it records.
 
     A run whose jobs were left on a server is collected and, unless --detach is given again, finished.
-    It goes on at the server it was begun at, whatever NDIF_HOST says now; with --host it goes on at
-    another, which cannot answer the jobs left at the first: --forget-jobs.
+    A run never says which server is given your access key: it goes on at the one of --host, NDIF_HOST
+    or nnsight's configuration. One that cannot answer the jobs left at another is refused;
+    --forget-jobs gives them up.
     """
-    from refusal_nn import store
-    from refusal_nn.store import locate, request_of, run_path
+    from refusal_nn.runs import call_of, load_again, repeat
+    from refusal_nn.store import locate, run_name, run_path
 
     path = locate(run_path(stores, name))
     if not path.name.endswith(".partial"):
         notice(f"already complete: {path}")
+        show({"run": path, "reused": True})
         return
-    request = request_of(path)
-    if not request.get("argv"):
-        raise RequestError(
-            f"run {name!r} was begun from Python, not by a command; run the same code again and it "
-            "continues."
-        )
-    argv = _without(request["argv"], values=(), flags=("--detach",))
-    if "host" in request:
-        from refusal_nn.backends import Service
-
-        if host is not None:
-            request["host"] = Service.connect(host).host
-        left = _jobs_elsewhere(path, request["host"])
-        if left and not forget_jobs:
-            raise RequestError(
-                f"run {name!r} left job {left[0]['id']} at {left[0]['host']}, not at "
-                f"{request['host']}; resume it without --host, or give its jobs up with "
-                "--forget-jobs."
-            )
-        if forget_jobs:
-            notice(f"{store.forget_jobs(path)} jobs given up")
-        store.change_request(path, host=request["host"])
-        argv = _without(argv, values=("--host", "--dtype"), flags=())
-        # the server may not tell the dtype now, and the run has one
-        argv += ["--host", request["host"], "--dtype", str(store.read_attrs(path)["dtype"])]
-    elif host is not None or forget_jobs:
-        raise RequestError(
-            f"run {name!r} has no server: --host and --forget-jobs are for runs with --backend ndif."
-        )
-    wanted = {"--resume": True, "--json": as_json, "--detach": detach}
-    argv += [flag for flag, on in wanted.items() if on and flag not in argv]
-    notice(f"refusal-nn {shlex.join(argv)}")
-    invoke(argv, cwd=request.get("cwd"))
+    call = call_of(path)
+    _check_server(path, call.backend, forget_jobs, loading)
+    model = load_again(call, loading.pop("model"), **with_limits(loading))
+    with keeping(path.parent, run_name(path), resume=True) as where:
+        run = repeat(call, where, model, inputs)
+    show_as_command(run)
 
 
 @command.command(name="rerun")
 @name_argument
 @click.option("--name", "new", required=True, metavar="NEW", help="Name of the new run.")
+@again_options
 @stores_option
 @json_option
-def runs_rerun(name: str, new: str, stores: Path) -> None:
+def runs_rerun(name: str, new: str, stores: Path, inputs: Sequence[str], **loading: Any) -> None:
     """Make a complete run again under another name and say whether the arrays are equal.
 
-    Files the command read are looked for here, by the names it recorded. Exit code 1 if an array
-    differs.
+    Its analysis is called with the arguments it records; runs that it goes on from are looked for in
+    --stores. Exit code 1 if an array differs.
     """
-    from refusal_nn.cli import NOUNS
-    from refusal_nn.store import open_runs, run_path
+    from refusal_nn.runs import call_of, load_again, open_run, repeat
+    from refusal_nn.store import run_path
 
-    path = run_path(stores, name)
-    old = open_runs(path.parent)[path.name]
-    recorded = shlex.split(old.attrs.get("command", ""))
-    if recorded[:1] != ["refusal-nn"]:
-        raise RequestError(
-            f"run {name!r} was not made by a command; run the code that made it again."
-        )
-    if next((word for word in recorded if word in NOUNS), None) == "demo":
-        step = str(old.attrs.get("analysis", "")).replace("-", " ")
-        raise RequestError(
-            f"run {name!r} is one of the four that `refusal-nn demo` made, which cannot be repeated "
-            f"alone; repeat the demo in another folder (--stores DIR), or make this step with "
-            f"`refusal-nn {step}`."
-        )
-    argv = _without(
-        recorded[1:], values=("--name", "--stores"), flags=("--resume", "--json", "--detach")
-    )
-    before = old.open()
-    invoke([*argv, "--stores", str(stores), "--name", new])
-    made = open_runs(stores)[new]
-    equal = before.equals(made.open())
-    show({"run": made.path, "of": name, "equal": equal})
-    notice(f"{new}: arrays and labels {'equal' if equal else 'differ from'} those of {name}")
+    old = open_run(stores, run_path(stores, name))
+    if new == old.name:
+        raise RequestError(f"run {name!r} cannot be made again under its own name; choose another.")
+    call = call_of(old.path)
+    _check_server(old.path, call.backend, False, loading)
+    model = load_again(call, loading.pop("model"), **with_limits(loading))
+    with keeping(stores, new, resume=False) as where:
+        made = repeat(call, where, model, inputs)
+    equal = old.tree.equals(made.tree)
+    notices = [f"{new}: arrays and labels {'equal' if equal else 'differ from'} those of {name}"]
+    if made.reused:
+        notices.insert(0, f"already complete: {made.path}")
+    document = {"run": made.path, "of": name, "reused": made.reused, "equal": equal}
+    show(document, notices=notices)
     if not equal:
         raise click.exceptions.Exit(1)
 
@@ -251,21 +214,34 @@ def runs_rm(names: Sequence[str], stores: Path, yes: bool) -> None:
         notice(f"removed {path}")
 
 
-def _jobs_elsewhere(partial: Path, host: str) -> list[dict[str, Any]]:
-    """Jobs of a partial run that nobody collected and that another server has."""
-    from refusal_nn.store import job_ledgers
+def _check_server(path: Path, backend: str, forget_jobs: bool, loading: Mapping[str, Any]) -> None:
+    """Compare the server that the user names with the one that jobs of a run were left at.
 
-    entries = (entry for ledger in job_ledgers(partial).values() for entry in ledger.jobs)
-    return [e for e in entries if e["state"] == "submitted" and e["host"] != host]
+    Raises
+    ------
+    RequestError
+        If they differ and the jobs are not to be given up, or the run is not one of a server.
+    """
+    from refusal_nn import store
 
+    asked = [f"--{name.replace('_', '-')}" for name in _FOR_SERVERS if loading[name]]
+    if backend != "ndif":
+        if asked or forget_jobs:
+            raise RequestError(
+                f"run {store.run_name(path)!r} has no server: {(asked or ['--forget-jobs'])[0]} is for "
+                "runs with --backend ndif."
+            )
+        return
+    from refusal_nn.backends import Service
 
-def _without(argv: Sequence[str], *, values: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """The words of a command but for some options."""
-    kept: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word in values:
-            next(words, None)
-        elif word not in flags and not word.startswith(tuple(f"{option}=" for option in values)):
-            kept.append(word)
-    return kept
+    host = Service.connect(loading["host"], plain_http=loading["plain_http"]).host
+    entries = (entry for ledger in store.job_ledgers(path).values() for entry in ledger.jobs)
+    left = [e for e in entries if e["state"] == "submitted" and e["host"] != host]
+    if left and not forget_jobs:
+        raise RequestError(
+            f"run {store.run_name(path)!r} left job {left[0]['id']} at {left[0]['host']}, not at {host}; "
+            f"to go on there name it, as it is given your access key: --host {left[0]['host']}; or "
+            "give its jobs up with --forget-jobs."
+        )
+    if forget_jobs:
+        notice(f"{store.forget_jobs(path)} jobs given up")

@@ -12,6 +12,7 @@ import torch
 
 from refusal_nn.contrasts._refusal_tokens import discover_refusal_tokens
 from refusal_nn.errors import RequestError
+from refusal_nn.runs import recordable
 from refusal_nn.tracing import Capture
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ KINDS = ("refusal-log-odds", "logit-difference", "projection", "kl")
 """Names of the metrics."""
 
 
+@recordable
 @dataclass(frozen=True, eq=False)
 class Metric:
     """A metric of the last prompt token; made by one of the constructors below.

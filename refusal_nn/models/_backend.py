@@ -5,7 +5,7 @@ Backends stand above models, so they are found by name when a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +16,7 @@ import torch
 from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
+    from refusal_nn.backends import Limits
     from refusal_nn.models._model import Model
     from refusal_nn.store import JobLedger
     from refusal_nn.tracing import Request, Results
@@ -36,6 +37,15 @@ class Reading(TypedDict, total=False):
     attn_implementation: str | None
 
 
+class Elsewhere(TypedDict, total=False):
+    """How a server is asked: keywords of :func:`refusal_nn.load_model` that are for ``ndif``."""
+
+    host: str | None
+    plain_http: bool
+    limits: Limits | None
+    detach: bool
+
+
 @dataclass(frozen=True)
 class Loading:
     """What :func:`refusal_nn.load_model` was asked for.
@@ -49,8 +59,8 @@ class Loading:
     reading : Reading
         All of its keys.
     chat_template, device : str or None
-    elsewhere : mapping
-        ``host``, ``limits`` and ``detach``, those that were given.
+    elsewhere : Elsewhere
+        Those that were given.
     """
 
     name: str
@@ -59,7 +69,7 @@ class Loading:
     reading: Reading = field(default_factory=Reading)
     chat_template: str | None = None
     device: str | None = None
-    elsewhere: Mapping[str, Any] = field(default_factory=dict)
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
 
 
 class Backend(Protocol):

@@ -9,22 +9,19 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack, cast
 
 import torch
 
 from refusal_nn._files import is_hub_id, kind_at, quoted
 from refusal_nn.errors import ModelError, RefusalNNError, RequestError
 from refusal_nn.models._architecture import build_architecture
-from refusal_nn.models._backend import Backend, Loading, Reading, backend_class
+from refusal_nn.models._backend import Backend, Elsewhere, Loading, Reading, backend_class
 from refusal_nn.models._catalogue import EMBEDDED, embedded_path
 from refusal_nn.models._commit import commit_of
 from refusal_nn.models._folder import check_config, check_folder, check_size, check_weights
 from refusal_nn.models._hashes import weights_hash
 from refusal_nn.models._model import Model
-
-if TYPE_CHECKING:
-    from refusal_nn.backends import Limits
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")
@@ -34,17 +31,18 @@ DTYPES: dict[str, torch.dtype] = {
 _READING: Reading = {"revision": None, "trust_remote_code": False, "attn_implementation": None}
 
 
+class Options(Reading, Elsewhere, total=False):
+    """The keywords of :func:`load_model` that say how files are read and how a server is asked."""
+
+
 def load_model(
     name: str,
     *,
     backend: str = "local",
-    host: str | None = None,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     chat_template: str | None = None,
-    limits: Limits | None = None,
-    detach: bool = False,
-    **reading: Unpack[Reading],
+    **options: Unpack[Options],
 ) -> Model:
     """Load a chat model by embedded name, local folder or hub id.
 
@@ -68,6 +66,9 @@ def load_model(
         A Jinja file, or ``raw``; default the tokenizer's own template.
     limits : Limits, optional
         How work is cut into jobs for ``ndif``, and how long one is waited for.
+    plain_http : bool
+        For ``ndif``: give the access key to a server that is asked over http, although it is not on
+        this machine.
     detach : bool
         For ``ndif``: runs submit a stage's jobs and raise :class:`~refusal_nn.errors.Detached`; the
         same request made again collects them.
@@ -88,23 +89,24 @@ def load_model(
     UnavailableError
         If no NDIF server answers.
     """
-    if unknown := reading.keys() - _READING.keys():
+    if unknown := options.keys() - Options.__optional_keys__:
         raise TypeError(f"load_model() got an unexpected keyword argument {min(unknown)!r}")
+    reading = {k: v for k, v in options.items() if k in _READING}
+    elsewhere = {k: v for k, v in options.items() if k not in _READING and v not in (None, False)}
     chosen = backend_class(backend)
     source = _source(name)
     if name not in EMBEDDED and kind_at(source) == "folder":
         trusted = bool(reading.get("trust_remote_code"))
         check_folder(Path(source), trust_remote_code=trusted)
-    elsewhere = {"host": host, "limits": limits, "detach": detach or None}
     return chosen.load(
         Loading(
             name,
             source,
             dtype=_dtype(dtype),
-            reading={**_READING, **reading},
+            reading=cast(Reading, {**_READING, **reading}),
             chat_template=chat_template,
             device=device,
-            elsewhere={k: v for k, v in elsewhere.items() if v is not None},
+            elsewhere=cast(Elsewhere, elsewhere),
         )
     )
 

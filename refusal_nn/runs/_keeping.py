@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refusal_nn.errors import RequestError
 
@@ -27,8 +26,6 @@ class Keeping:
     name : str, optional
         Name of the run; default ``<noun>-<verb>-<model>-<8 of the fingerprint>``. Letters, digits,
         ``.``, ``_`` and ``-``, beginning with a letter or digit.
-    request : mapping
-        What ``runs resume`` needs to make the same request again (``argv``, ``cwd``).
     command : str
         The command line for provenance, free of machine paths.
     resume : bool
@@ -45,7 +42,6 @@ class Keeping:
 
     stores: str | Path
     name: str | None = None
-    request: Mapping[str, Any] = field(default_factory=dict)
     command: str = "python"
     resume: bool = False
     progress: Progress | None = None

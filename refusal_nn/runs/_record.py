@@ -110,7 +110,7 @@ def record(
             "versions": store.versions(),
             "command": keep.command,
         },
-        request=keep.request,
+        request=request.call,
         progress=keep.progress,
     )
     with recorder:

@@ -15,6 +15,7 @@ from refusal_nn.errors import RequestError
 from refusal_nn.interventions import Intervention, to_json
 from refusal_nn.prompts import Pairs, Prompts
 from refusal_nn.runs._analysis import SPEED, Analysis
+from refusal_nn.runs._call import call_document, encoded, encoded_runs
 from refusal_nn.runs._results import IDENTITY, Result, check_analysis, result_of, same_model
 from refusal_nn.runs._used import check_new
 
@@ -41,6 +42,10 @@ class Request:
         What does not.
     prompts_hash, interventions : str
     seed : int
+    recorded : dict
+        Every argument but the model as the record of the call holds it; None for what it cannot hold.
+    call : dict
+        The record: :func:`refusal_nn.runs._call.call_document`.
     """
 
     name: str
@@ -52,6 +57,8 @@ class Request:
     prompts_hash: str = ""
     interventions: str = "[]"
     seed: int = 0
+    recorded: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """Of the model; where no pass is made, of the one that made the first input.
@@ -107,13 +114,18 @@ def request_of(
     for name, value in arguments.items():
         if name in declared.runs:
             request.arguments[name] = _take_inputs(request, declared, name, value, stores)
-        elif name == "seed":
+            continue
+        if name == "model":
+            continue
+        request.recorded[name] = encoded(value)
+        if name == "seed":
             request.seed = int(value)
         elif name in SPEED:
             request.speed[name] = value
-        elif name != "model":
+        else:
             hashes += _take_option(request, name, value)
-    request.inputs += [result_of(value, stores) for value in made_from]
+    made = [result_of(value, stores) for value in made_from]
+    request.inputs += made
     first = request.inputs[0].attrs.get("prompts_hash", "") if request.inputs else ""
     request.prompts_hash = "+".join(hashes) or str(first)
     if declared.interventions is not None:
@@ -124,6 +136,7 @@ def request_of(
     for name, role in declared.new.items():
         for result in request.inputs:
             check_new(arguments[name], result.table(), role=role)
+    request.call = call_document(request.name, request.recorded, request.model, made)
     return request
 
 
@@ -136,6 +149,7 @@ def _take_inputs(
     for result in found:
         check_analysis(result.name, result.attrs.get("analysis"), declared.runs[name])
     request.inputs += found
+    request.recorded[name] = encoded_runs(found, many)
     data = [r.tree if declared.wants_tree(name) else r.table() for r in found]
     return data if many else data[0]
 

@@ -41,11 +41,14 @@ class Result:
     tree : xarray.DataTree
     hash : str
         Names the content.
+    kept : bool
+        Whether it is a run, not what an analysis returned.
     """
 
     name: str
     tree: xr.DataTree
     hash: str
+    kept: bool = False
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def result_of(value: Any, stores: str | Path) -> Result:
     if isinstance(value, str | Path):
         value = open_run(stores, value)
     if isinstance(value, store.Run):
-        return Result(value.name, value.tree, value.hash)
+        return Result(value.name, value.tree, value.hash, kept=True)
     if not isinstance(value, xr.Dataset | xr.DataTree) and hasattr(value, "to_dataset"):
         value = value.to_dataset()
     if not isinstance(value, xr.Dataset | xr.DataTree):

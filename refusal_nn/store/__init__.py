@@ -12,7 +12,7 @@ from refusal_nn._lazy import lazy
 from refusal_nn.store import _declared as _declared
 from refusal_nn.store._jobs import JobLedger, Streaming, forget_jobs, job_ledgers
 from refusal_nn.store._names import check_name, run_name, run_path
-from refusal_nn.store._partial import change_request, request_of
+from refusal_nn.store._partial import request_of, typed_before
 from refusal_nn.store.catalogue import Catalogue, Run, find_run, open_runs
 from refusal_nn.store.manifest import (
     Verification,
@@ -66,7 +66,6 @@ __all__ = [
     "Streaming",
     "Verification",
     "annotate",
-    "change_request",
     "check_name",
     "command_line",
     "content_hash",
@@ -92,6 +91,7 @@ __all__ = [
     "save",
     "scrub",
     "step_rng",
+    "typed_before",
     "verify",
     "versions",
 ]

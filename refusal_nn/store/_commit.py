@@ -14,6 +14,7 @@ from refusal_nn.errors import StoreError
 from refusal_nn.store import manifest
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._names import run_name
+from refusal_nn.store._partial import REQUEST
 from refusal_nn.store._reading import BEGIN_AGAIN, reading
 from refusal_nn.store._write import (
     as_objects,
@@ -138,6 +139,8 @@ def commit_run(
             link_stage(partial / name, draft / name, kept[name])
         else:
             write_dataset(draft / name, ds, stages=partial)
+    if (partial / REQUEST).is_file():
+        shutil.copyfile(partial / REQUEST, draft / REQUEST)
     consolidate(draft)
     manifest.write(draft)
     draft.rename(path)

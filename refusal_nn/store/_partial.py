@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from refusal_nn._files import MAX_BYTES
 from refusal_nn.errors import StoreError
 from refusal_nn.store import _lock
 from refusal_nn.store._disk import write_atomically
-from refusal_nn.store._inspect import NODE_BYTES, inspect, own_json
+from refusal_nn.store._inspect import NODE_BYTES, inspect, own_json, refusal
 from refusal_nn.store._names import run_name
 from refusal_nn.store.manifest import locate
 
-REQUEST = "request.json"
+REQUEST = "call.json"
+_OLD_REQUEST = "request.json"
 _ATTEMPTS = "attempts.json"
 
 
@@ -32,9 +34,11 @@ def create(
         Held; None when another process made the directory first.
     """
     node = {"attributes": dict(attrs), "zarr_format": 3, "node_type": "group"}
-    files = {"zarr.json": json.dumps(node, indent=2), REQUEST: json.dumps(request, indent=2)}
-    for name, text in files.items():
-        if len(text) > NODE_BYTES // 2:
+    files = {"zarr.json": (json.dumps(node, indent=2), NODE_BYTES // 2)}
+    if request:
+        files[REQUEST] = (json.dumps(request, indent=1, ensure_ascii=False), MAX_BYTES // 4)
+    for name, (text, most) in files.items():
+        if len(text) > most:
             raise StoreError(
                 f"run {run_name(partial)!r} cannot be begun: its {name} would have {len(text):,} bytes; "
                 "give less to record."
@@ -43,8 +47,8 @@ def create(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        for name, text in files.items():
-            (draft / name).write_text(text)
+        for name, (text, _) in files.items():
+            (draft / name).write_text(text, encoding="utf-8")
         begin_attempt(draft, None)
         lock = _lock.Lock(draft)
         lock.acquire()
@@ -103,44 +107,43 @@ def spent(partial: Path, running: float) -> tuple[int, float]:
 
 
 def request_of(path: str | Path) -> dict[str, Any]:
-    """What a partial run was asked to do, so that it can be asked again.
+    """What a run was asked to do, so that it can be asked again.
 
     Parameters
     ----------
     path : str or Path
-        A partial run, with or without its endings.
+        A run, complete or partial, with or without its endings.
 
     Returns
     -------
     dict
-        As given to :class:`refusal_nn.store.RunRecorder`: ``argv`` and ``cwd`` for a command.
+        As given to :class:`refusal_nn.store.RunRecorder`; empty where the run does not say.
 
     Raises
     ------
     StoreError
-        If there is no such partial run, or it does not say.
+        If there is no such run, or what it says cannot be read.
     """
     folder = locate(path)
-    name = run_name(folder)
-    if not folder.name.endswith(".partial"):
-        raise StoreError(f"run {name!r} is complete; there is nothing to resume.")
     inspect(folder)
+    if not (folder / REQUEST).exists():
+        return {}
     try:
-        request = own_json(folder / REQUEST)
-        if not isinstance(request, dict):
-            raise StoreError(f"{REQUEST} is not an object.")
+        request = own_json(folder / REQUEST, limit=MAX_BYTES)
     except StoreError as e:
-        raise StoreError(
-            f"partial run {name!r} does not say how it was made ({str(e).rstrip('.')}); remove it with "
-            f"`refusal-nn runs rm {name}` and run the command again."
-        ) from e
+        raise StoreError(refusal(run_name(folder), str(e).rstrip("."))) from e
+    if not isinstance(request, dict):
+        raise StoreError(refusal(run_name(folder), f"{REQUEST} is not an object"))
     return request
 
 
-def change_request(partial: Path, **facts: Any) -> None:
-    """Replace parts of what a partial run remembers of its request."""
-    request = {**request_of(partial), **facts}
-    write_atomically(partial / REQUEST, json.dumps(request, indent=2).encode())
+def typed_before(partial: Path) -> list[str]:
+    """The words that began a partial run of a version that recorded them; empty for others."""
+    try:
+        argv = own_json(partial / _OLD_REQUEST)["argv"]
+    except (StoreError, KeyError, TypeError):
+        return []
+    return argv if isinstance(argv, list) and all(isinstance(word, str) for word in argv) else []
 
 
 def _attempts(partial: Path) -> list[dict[str, Any]]:

@@ -51,8 +51,8 @@ class RunRecorder:
     provenance : mapping
         See :func:`refusal_nn.store.provenance.check`. Of the first attempt; a resumed run keeps it.
     request : mapping
-        What is needed to run this again, absolute paths included (``argv``, ``cwd``). It stays
-        in the partial directory only.
+        What was asked, to ask it again; plain data free of this machine's paths, kept in the run as
+        ``call.json``.
     progress : callable, optional
         Called as ``progress(stage, done, total)`` before the first batch and after each.
 

@@ -104,9 +104,16 @@ def states(stores: Path) -> list[tuple[str, str, str]]:
     return [(e["id"], e["state"], e["host"]) for e in json.loads(file.read_text())]
 
 
-def test_a_run_goes_on_where_it_was_begun_and_no_other_server_gets_the_key(servers, left) -> None:
+def test_the_server_a_run_was_begun_at_gets_the_key_only_when_it_is_named(servers, left) -> None:
+    """What stands in a run is no wish of the user's, who now means another server."""
     here, other = servers
-    done = resume(left)
+    asked = len(here.seen)
+    refused = resume(left)
+    assert refused.exit_code == 2
+    assert f"left job job1 at {here.url}" in refused.output
+    assert f"--host {here.url}" in refused.output
+    assert (len(here.seen), other.seen) == (asked, [])
+    done = resume(left, "--host", here.url)
     assert done.exit_code == 0, done.output
     assert "job1" in done.output
     assert here.jobs == 1
@@ -116,7 +123,7 @@ def test_a_run_goes_on_where_it_was_begun_and_no_other_server_gets_the_key(serve
 def test_a_run_goes_on_after_its_model_was_evicted(servers, left) -> None:
     here, _ = servers
     here.deployed = False
-    done = resume(left)
+    done = resume(left, "--host", here.url)
     assert done.exit_code == 0, done.output
     assert here.jobs == 1
 
@@ -134,7 +141,7 @@ def test_jobs_are_given_up_only_when_asked_and_the_run_then_stays_where_it_went(
     assert moved.exit_code == 0, moved.output
     assert states(left) == [("job1", "lost", here.url), ("job1", "submitted", other.url)]
     asked = len(here.seen)
-    assert resume(left).exit_code == 0
+    assert resume(left).exit_code == 0  # NDIF_HOST names it
     assert len(here.seen) == asked
     assert other.jobs == 1
 
@@ -161,19 +168,24 @@ def test_an_answer_of_a_login_page_ends_the_wait_and_keeps_the_run(servers, left
     assert states(left) == [("job1", "submitted", here.url)]
 
 
-def test_jobs_are_listed_whatever_one_server_answers(servers, left) -> None:
-    _, other = servers
+def test_only_the_server_that_is_named_is_asked_about_jobs(servers, left) -> None:
+    here, other = servers
     file = next((left / "d.zarr.partial").glob("*.jobs.json"))
     (entry,) = json.loads(file.read_text())
     more = [{**entry, "id": f"odd{i}", "host": other.url} for i in range(3)]
     file.write_text(json.dumps([*more, entry]))
+    asked = len(here.seen)
     other.portal = True
     done = run("remote", "jobs", "--stores", left, "--json")
     assert done.exit_code == 0, done.output
     found = {job["job"]: job["state"] for job in json.loads(done.stdout)}
-    assert found["job1"] == "queued"
+    assert found["job1"] == f"not asked: name its server with --host {here.url}"
+    assert len(here.seen) == asked
     assert all("is not an NDIF server" in found[f"odd{i}"] for i in range(3))
     assert len(other.seen) == 1  # not asked again after it failed
+    done = run("remote", "jobs", "--stores", left, "--host", here.url, "--json")
+    assert {j["job"]: j["state"] for j in json.loads(done.stdout)}["job1"] == "queued"
+    assert len(other.seen) == 1
 
 
 def test_a_partial_run_shows_how_its_jobs_are(left) -> None:
@@ -183,9 +195,11 @@ def test_a_partial_run_shows_how_its_jobs_are(left) -> None:
 
 
 def test_what_is_for_runs_at_a_server_is_refused_for_others(left) -> None:
-    file = left / "d.zarr.partial" / "request.json"
-    request = json.loads(file.read_text())
-    file.write_text(json.dumps({k: v for k, v in request.items() if k != "host"}))
-    refused = resume(left, "--forget-jobs")
+    file = left / "d.zarr.partial" / "call.json"
+    call = json.loads(file.read_text())
+    file.write_text(json.dumps({**call, "model": {**call["model"], "backend": "local"}}))
+    alone = run("runs", "resume", "d", "--stores", left, "--forget-jobs")
+    assert "--forget-jobs is for runs with --backend ndif" in alone.output
+    refused = resume(left)
     assert refused.exit_code == 2
-    assert "are for runs with --backend ndif" in refused.output
+    assert "--detach is for runs with --backend ndif" in refused.output

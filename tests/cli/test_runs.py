@@ -1,80 +1,35 @@
-"""``runs`` commands on runs that a small command of this file makes through the real recorder."""
+"""``runs`` commands on runs that a small analysis makes through its own command."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner, Result
 
-from refusal_nn import store
-from refusal_nn.cli import Root, cli
-from refusal_nn.cli._options import json_option, run_options, seed_option
-from refusal_nn.cli._output import show
-from refusal_nn.cli._request import command_line, request
-
-LAYERS = 6
-computed: list[int] = []
+from refusal_nn import _analyses
+from refusal_nn.cli import _others, cli
+from tests.cli import counting
+from tests.cli.counting import LAYERS, computed
 
 
-@click.command(name="count")
-@seed_option
-@click.option("--stop-at", type=int, default=-1, help="Interrupt at this batch.")
-@run_options
-@json_option
-def count(seed: int, stop_at: int, stores: Path, name: str | None, resume: bool) -> None:
-    """Store the norms of seeded random vectors, one layer a batch."""
-    template = xr.Dataset(
-        {"direction_norm": ("layer", np.full(LAYERS, np.nan))},
-        coords={"layer": np.arange(LAYERS)},
-    )
-    batches = [{"layer": slice(i, i + 1)} for i in range(LAYERS)]
-
-    def compute(i: int) -> xr.Dataset:
-        if i == stop_at and not resume:
-            raise KeyboardInterrupt
-        computed.append(i)
-        value = np.linalg.norm(np.random.default_rng([seed, i]).normal(size=8))
-        return template.isel(batches[i]).fillna(value)
-
-    recorder = store.RunRecorder(
-        stores / f"{name or 'count'}.zarr",
-        fingerprint=store.fingerprint({"seed": seed}),
-        provenance={
-            "analysis": "count",
-            "model": "none",
-            "revision": "",
-            "tokenizer_hash": "0" * 16,
-            "template_hash": "raw",
-            "dtype": "float64",
-            "device": "cpu",
-            "backend": "local",
-            "prompts_hash": "0" * 64,
-            "interventions": [],
-            "seed": seed,
-            "versions": store.versions(["numpy"]),
-            "command": command_line(),
-        },
-        request=request(),
-    )
-    with recorder:
-        recorder.commit({"/": recorder.stage("norms", template, batches, compute)})
-    show({"path": recorder.path})
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> Iterator[None]:
+    """The analysis is offered as an installed package's is."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_analyses, _others):
+            patch.setattr(module, "others", lambda: counting.ENTRY_POINTS)
+        yield
 
 
 @pytest.fixture(autouse=True)
-def _with_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Root.get_command
-    monkeypatch.setattr(
-        Root,
-        "get_command",
-        lambda self, ctx, name: count if name == "count" else original(self, ctx, name),
-    )
+def _nothing_computed() -> None:
     computed.clear()
 
 
@@ -82,14 +37,29 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [*map(str, arguments)])
 
 
-@pytest.fixture
-def stores(tmp_path: Path) -> Path:
-    folder = tmp_path / "stores"
-    assert run("count", "--stores", folder, "--name", "whole", "--seed", 1).exit_code == 0
-    stopped = run("count", "--stores", folder, "--name", "half", "--seed", 1, "--stop-at", 4)
-    assert stopped.exit_code == 130, stopped.stderr
-    computed.clear()
+def count(*options: object) -> Result:
+    return run("count", "norms", "--model", "tiny-refuser", *options)
+
+
+def stopped(at: int, *options: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "stop_at", at)
+        done = count(*options)
+    assert done.exit_code == 130, done.stderr
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "stores"
+    assert count("--stores", folder, "--name", "whole", "--seed", 1).exit_code == 0
+    stopped(4, "--stores", folder, "--name", "half", "--seed", 1)
     return folder
+
+
+@pytest.fixture
+def stores(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "stores")
+    return tmp_path / "stores"
 
 
 def norms(path: Path) -> np.ndarray:
@@ -155,14 +125,14 @@ def test_resume_computes_only_what_is_missing_and_ends_with_the_same_numbers(
 ) -> None:
     done = run("runs", "resume", "half", "--stores", stores, "--json")
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["path"].endswith("half.zarr")
+    assert json.loads(done.stdout)["run"].endswith("half.zarr")
     assert computed == [4, 5]
     np.testing.assert_array_equal(norms(stores / "half.zarr"), norms(stores / "whole.zarr"))
 
 
 def test_resume_works_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("count", "--stop-at", 2).exit_code == 130
+    stopped(2, "--name", "count")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     done = run("runs", "resume", "../stores/count")
@@ -187,27 +157,16 @@ def test_rerun_makes_the_run_again_and_compares(stores: Path) -> None:
 
 
 def test_rerun_fails_when_the_numbers_differ(stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(np.linalg, "norm", lambda x: 0.0)
+    monkeypatch.setattr(counting, "length", lambda vector: 0.0)
     done = run("runs", "rerun", "whole", "--name", "again", "--stores", stores)
     assert done.exit_code == 1
     assert "differ from those of whole" in done.stderr
 
 
-@pytest.mark.parametrize("before", ["", "--log-level info ", "--log-level=demo "])
-def test_a_run_of_the_demo_is_not_made_again_alone(stores: Path, before: str) -> None:
-    """Repeating its command would repeat the whole demo, under other names."""
-    root = stores / "whole.zarr" / "zarr.json"
-    content = json.loads(root.read_text(encoding="utf-8"))
-    content["attributes"] |= {
-        "command": f"refusal-nn {before}demo --stores stores",
-        "analysis": "direction-score",
-    }
-    root.write_text(json.dumps(content), encoding="utf-8")
-    done = run("runs", "rerun", "whole", "--name", "again", "--stores", stores)
+def test_a_run_is_not_compared_with_itself(stores: Path) -> None:
+    done = run("runs", "rerun", "whole", "--name", "whole", "--stores", stores)
     assert done.exit_code == 2
-    assert "one of the four that `refusal-nn demo` made" in done.stderr
-    assert "make this step with `refusal-nn direction score`" in done.stderr
-    assert computed == []
+    assert "choose another" in done.stderr
 
 
 def test_export_writes_a_table_with_every_value(stores: Path, tmp_path: Path) -> None:
@@ -235,6 +194,8 @@ def test_rm_asks_first_and_removes_only_runs(stores: Path, tmp_path: Path) -> No
 
 def test_recorded_provenance_has_no_path_of_this_machine(stores: Path) -> None:
     attrs: dict[str, Any] = xr.open_zarr(stores / "whole.zarr", chunks=None).attrs
-    assert attrs["command"] == "refusal-nn count --stores stores --name whole --seed 1"
+    assert attrs["command"] == (
+        "refusal-nn count norms --model tiny-refuser --stores stores --name whole --seed 1"
+    )
     for path in (stores / "whole.zarr").rglob("*.json"):
         assert str(stores.parent) not in path.read_text(encoding="utf-8")

@@ -38,8 +38,8 @@ COMMANDS = {
 }
 NOT_ARGUMENTS = {
     *("model", "revision", "chat_template", "trust_remote_code", "backend", "host", "deadline"),
-    *("detach", "device", "dtype", "split", "refusal_tokens", "against", "direction", "top"),
-    *("stores", "name", "resume", "config", "as_json", "metric", "pairs", "prompts"),
+    *("detach", "plain_http", "device", "dtype", "split", "refusal_tokens", "against", "direction"),
+    *("top", "stores", "name", "resume", "config", "as_json", "metric", "pairs", "prompts"),
 }
 """Options that name what is loaded, measured by, kept or shown."""
 

@@ -74,10 +74,28 @@ def test_what_is_no_address_is_a_wrong_request(host: str, said: str) -> None:
     assert "word@" not in str(caught.value)
 
 
-def test_host_and_key_come_from_the_option_then_the_environment(monkeypatch) -> None:
-    monkeypatch.setenv("NDIF_HOST", "http://from-environment:1/")
+@pytest.mark.parametrize(
+    "host", ["http://ndif.example", "http://10.0.0.1:5001", "http://127.1.evil"]
+)
+def test_the_key_goes_over_http_to_this_machine_alone_unless_it_is_allowed(
+    monkeypatch, host
+) -> None:
     monkeypatch.setenv("NDIF_API_KEY", KEY)
-    assert Service.connect().host == "http://from-environment:1"
+    with pytest.raises(RequestError, match=r"everybody on the way.*--plain-http") as caught:
+        Service.connect(host)
+    assert KEY not in str(caught.value)
+    assert Service.connect(host, plain_http=True).host == host
+    for here in ("http://localhost:1", "http://127.0.0.2:1", "http://[::1]:1"):
+        assert Service.connect(here).key == KEY
+    monkeypatch.delenv("NDIF_API_KEY")
+    monkeypatch.setattr("nnsight.schema.config.CONFIG.API.APIKEY", None)
+    assert Service.connect(host).key == ""
+
+
+def test_host_and_key_come_from_the_option_then_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("NDIF_HOST", "https://from-environment:1/")
+    monkeypatch.setenv("NDIF_API_KEY", KEY)
+    assert Service.connect().host == "https://from-environment:1"
     found = Service.connect("https://option")
     assert (found.host, found.key) == ("https://option", KEY)
     assert KEY not in repr(found)

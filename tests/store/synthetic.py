@@ -140,7 +140,7 @@ def recorder(folder: Path, **options: Any) -> RunRecorder:
         folder / "run",
         fingerprint=FINGERPRINT,
         provenance=provenance(),
-        request={"argv": ["synthetic"], "cwd": str(folder)},
+        request={"analysis": "synthetic"},
         **options,
     )
 

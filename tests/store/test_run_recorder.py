@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zarr
 
-from refusal_nn.errors import StoreError, WorkError
+from refusal_nn.errors import StoreError, VerificationError, WorkError
 from refusal_nn.store import JobLedger, RunRecorder, forget_jobs, open_runs, request_of, verify
 from refusal_nn.store.run_recorder import RunRecorder as Private
 from tests.patience import limit
@@ -168,12 +168,16 @@ def test_the_finished_run_holds_provenance_and_nothing_of_this_machine(tmp_path)
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_a_partial_run_knows_the_request_that_began_it(tmp_path):
+def test_a_run_keeps_the_request_that_began_it(tmp_path):
     begin(tmp_path)
-    assert request_of(tmp_path / "run") == {"argv": ["synthetic"], "cwd": str(tmp_path)}
+    assert request_of(tmp_path / "run") == {"analysis": "synthetic"}
     analyse(recorder(tmp_path))
-    with pytest.raises(StoreError, match="complete; there is nothing to resume"):
+    assert request_of(tmp_path / "run") == {"analysis": "synthetic"}
+    (tmp_path / "run.zarr" / "call.json").write_text("[" * 5000)
+    with pytest.raises(StoreError, match=r"run 'run'.*call.json.* nested too deeply"):
         request_of(tmp_path / "run")
+    with pytest.raises(VerificationError, match=r"call\.json does not match its hash"):
+        verify(tmp_path / "run")
 
 
 def test_attempts_and_their_time_add_up(tmp_path):

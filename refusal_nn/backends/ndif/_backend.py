@@ -48,6 +48,8 @@ class Ndif(Elsewhere):
     limits : Limits
     pinned : str or None
         Commit that the server must run, where the client knows it.
+    revision : str or None
+        As it was asked for.
     by_commit : bool
         The commit was asked for and the server has the model under another name; what it runs must be
         told and be that commit.
@@ -67,6 +69,7 @@ class Ndif(Elsewhere):
     repo: str
     limits: Limits = field(default_factory=Limits)
     pinned: str | None = None
+    revision: str | None = None
     by_commit: bool = False
     dtype_known: bool = True
     detach: bool = False
@@ -101,8 +104,12 @@ class Ndif(Elsewhere):
                 f"model {name!r} is a folder here, which no server has; with --backend ndif give a hub "
                 f"id such as org/name, or an embedded name ({', '.join(EMBEDDED)})."
             )
-        limits = asked.elsewhere.get("limits", Limits())
-        service = Service.connect(asked.elsewhere.get("host"), deadline=limits.deadline)
+        limits = asked.elsewhere.get("limits") or Limits()
+        service = Service.connect(
+            asked.elsewhere.get("host"),
+            deadline=limits.deadline,
+            plain_http=asked.elsewhere.get("plain_http", False),
+        )
         deployments = service.status()
         nn_model, tokenizer, commit = shape_of(asked)
         repo = ON_SERVERS[name] if name in EMBEDDED else hub_name(source)
@@ -135,6 +142,7 @@ class Ndif(Elsewhere):
                 repo,
                 limits,
                 pinned=commit,
+                revision=revision,
                 by_commit=by_commit,
                 dtype_known=dtype is not None,
                 detach=asked.elsewhere.get("detach", False),

@@ -7,6 +7,7 @@ may.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -95,15 +96,25 @@ class Service:
     received: int = 0
 
     @classmethod
-    def connect(cls, host: str | None = None, *, deadline: float = 1800.0) -> Service:
+    def connect(
+        cls, host: str | None = None, *, deadline: float = 1800.0, plain_http: bool = False
+    ) -> Service:
         """The server of ``host``, of ``NDIF_HOST``, or of nnsight's configuration, in this order.
 
-        The key is ``NDIF_API_KEY`` or the one that nnsight keeps. Nothing is sent yet.
+        The key is ``NDIF_API_KEY`` or the one that nnsight keeps. Nothing is sent yet. ``host`` must
+        be what the user named: never what stands in a run.
+
+        Parameters
+        ----------
+        host : str, optional
+        deadline : float
+        plain_http : bool
+            Send the key over http even where the server is not on this machine.
 
         Raises
         ------
         RequestError
-            If the address is not one, or the key cannot be one.
+            If the address is not one, the key cannot be one, or would be readable on its way.
         """
         from nnsight.schema.config import CONFIG
 
@@ -128,6 +139,11 @@ class Service:
             raise RequestError(
                 "the host's address holds a user or password; give the bare address and put the "
                 "key in NDIF_API_KEY."
+            )
+        if key and parts.scheme == "http" and not plain_http and not is_here(parts.hostname):
+            raise RequestError(
+                f"host {given!r} would be given the access key over http, which everybody on the way "
+                "can read; write https://, or allow it with --plain-http."
             )
         return cls(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", key, deadline)
 
@@ -345,6 +361,17 @@ class Service:
         if code >= 500:
             return _NotReadyError(f"the server at {self.host} is not ready: {said} (HTTP {code}).")
         return RequestError(f"the server at {self.host} refuses the request: {said} (HTTP {code}).")
+
+
+def is_here(hostname: str | None) -> bool:
+    """Whether a host name is this machine itself, whatever the network says."""
+    name = (hostname or "").lower()
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class TooLargeError(RequestError, TooMuchAtOnceError):
