@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from refusal_nn.models._catalogue import EMBEDDED, embedded_path
     from refusal_nn.models._chat import Chat
     from refusal_nn.models._families import Family
-    from refusal_nn.models._load import DTYPES, load_model, quiet, wrap_model
+    from refusal_nn.models._load import DTYPES, Options, load_model, quiet, wrap_model
     from refusal_nn.models._model import Model
     from refusal_nn.models.sites import BLOCK_SITES, HEAD_SITES, SITES
 
@@ -27,7 +27,7 @@ _WHERE = {
     "_catalogue": ("EMBEDDED", "embedded_path"),
     "_chat": ("Chat",),
     "_families": ("Family",),
-    "_load": ("DTYPES", "load_model", "quiet", "wrap_model"),
+    "_load": ("DTYPES", "Options", "load_model", "quiet", "wrap_model"),
     "_model": ("Model",),
     "sites": ("BLOCK_SITES", "HEAD_SITES", "SITES"),
 }
@@ -56,6 +56,7 @@ __all__ = [
     "Family",
     "Loading",
     "Model",
+    "Options",
     "Place",
     "Reading",
     "build_architecture",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from refusal_nn.store import Run
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REVISION = re.compile(r"[\w][\w./-]{0,199}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _DEVICES = ("cpu", "cuda")
@@ -170,10 +170,11 @@ def recorded_model(run: str, name: str, kind: str = "") -> str:
     Raises
     ------
     RequestError
-        If it was a folder, or is not the name of a model: a run never says which folder is read.
+        If it was a folder, and none is called so here, or it is not the name of a model: a run never
+        says where a folder is.
     """
-    if name in EMBEDDED:
-        return name
+    if name in EMBEDDED or (_PLAIN.fullmatch(name) and Path(name).is_dir()):
+        return name  # a folder here that is called so; its weights are compared with the run's
     if kind == "folder" or not _HUB_ID.fullmatch(name) or Path(name).exists():
         raise RequestError(
             f"run {run!r} was made with model folder {_short(name)}, and runs do not record where that "
@@ -359,7 +360,7 @@ def _is_entries(found: Any) -> bool:
         isinstance(entry, dict)
         and set(entry) == {"run", "hash"}
         and all(isinstance(value, str) for value in entry.values())
-        and _RUN.fullmatch(entry["run"])
+        and _PLAIN.fullmatch(entry["run"])
         and _HASH.fullmatch(entry["hash"])
         for entry in found
     )

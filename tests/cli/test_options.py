@@ -158,7 +158,7 @@ def test_loading_options_are_the_keywords_of_load_model() -> None:
     from refusal_nn import models
     from refusal_nn.cli._options import BACKENDS, DTYPES
 
-    keywords = {*inspect.signature(models.load_model).parameters, *models.Reading.__annotations__}
+    keywords = {*inspect.signature(models.load_model).parameters, *models.Options.__annotations__}
     assert set(LOADING) <= keywords
     assert set(DTYPES) == set(models.DTYPES)
     assert tuple(models.BACKENDS) == BACKENDS

@@ -163,7 +163,7 @@ def test_an_argument_that_is_not_one_is_refused_before_anything_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.zarr.partial"]
 
 
-def test_a_run_never_says_which_folder_is_read(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_run_never_says_where_a_folder_is(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     for name in ("folder", "/etc", "../x", "org/name", "a/b/c", ".", "~/x", "https://x/y", "-x/y"):
@@ -171,6 +171,8 @@ def test_a_run_never_says_which_folder_is_read(tmp_path: Path, monkeypatch: Any)
             recorded_model("r", name)
     with pytest.raises(RequestError, match="--model PATH"):
         recorded_model("r", "org/other", "folder")
+    (tmp_path / "folder").mkdir()
+    assert recorded_model("r", "folder", "folder") == "folder"
     assert recorded_model("r", "org/other") == "org/other"
     assert recorded_model("r", "tiny-refuser") == "tiny-refuser"
 
