@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,16 +190,25 @@ def test_what_a_file_was_read_from_is_asked_for(stores: Path, tmp_path: Path) ->
         load_again(call_of(tmp_path / "evil"))
 
 
+def without_record(stores: Path, folder: Path, ending: str, command: object) -> Path:
+    """A run of an earlier version, which recorded what was typed."""
+    old = folder / f"old{ending}"
+    shutil.copytree(stores / "second.zarr", old)
+    (old / "call.json").unlink()
+    node = json.loads((old / "zarr.json").read_text())
+    node["attributes"]["command"] = command
+    (old / "zarr.json").write_text(json.dumps(node))
+    if ending == ".zarr.partial":
+        (old / "manifest.json").unlink()
+    return old
+
+
 @pytest.mark.parametrize("command", ["refusal-nn direction score first --prompts x", "", 7, "'"])
 def test_a_run_without_a_record_says_with_what_to_begin_again(
     stores: Path, tmp_path: Path, command: object
 ) -> None:
-    for name in ("old.zarr", "old.zarr.partial"):
-        folder = tmp_path / name
-        folder.mkdir()
-        node = json.loads((stores / "second.zarr" / "zarr.json").read_text())
-        node["attributes"]["command"] = command
-        (folder / "zarr.json").write_text(json.dumps(node))
+    for ending in (".zarr", ".zarr.partial"):
+        folder = without_record(stores, tmp_path, ending, command)
         argv = ["direction", "score", "first", "--prompts", "x"] if command else ["runs", "rm", "p"]
         (folder / "request.json").write_text(json.dumps({"argv": argv, "cwd": "/"}))
         with pytest.raises(
@@ -209,10 +219,7 @@ def test_a_run_without_a_record_says_with_what_to_begin_again(
 
 
 def test_a_step_of_an_old_demo_is_named(stores: Path, tmp_path: Path) -> None:
-    (tmp_path / "old.zarr").mkdir()
-    node = json.loads((stores / "second.zarr" / "zarr.json").read_text())
-    node["attributes"]["command"] = "refusal-nn --log-level info demo --stores stores"
-    (tmp_path / "old.zarr" / "zarr.json").write_text(json.dumps(node))
+    without_record(stores, tmp_path, ".zarr", "refusal-nn --log-level info demo --stores stores")
     with pytest.raises(RequestError, match=r"four that `refusal-nn demo` made.* direction score`"):
         call_of(tmp_path / "old")
 
