@@ -190,7 +190,7 @@ def test_what_a_file_was_read_from_is_asked_for(stores: Path, tmp_path: Path) ->
         load_again(call_of(tmp_path / "evil"))
 
 
-def without_record(stores: Path, folder: Path, ending: str, command: object) -> Path:
+def without_record(stores: Path, folder: Path, ending: str, command: str) -> Path:
     """A run of an earlier version, which recorded what was typed."""
     old = folder / f"old{ending}"
     shutil.copytree(stores / "second.zarr", old)
@@ -203,9 +203,9 @@ def without_record(stores: Path, folder: Path, ending: str, command: object) -> 
     return old
 
 
-@pytest.mark.parametrize("command", ["refusal-nn direction score first --prompts x", "", 7, "'"])
+@pytest.mark.parametrize("command", ["refusal-nn direction score first --prompts x", "", "'"])
 def test_a_run_without_a_record_says_with_what_to_begin_again(
-    stores: Path, tmp_path: Path, command: object
+    stores: Path, tmp_path: Path, command: str
 ) -> None:
     for ending in (".zarr", ".zarr.partial"):
         folder = without_record(stores, tmp_path, ending, command)
