@@ -71,7 +71,7 @@ class Detached(RefusalNNError):  # noqa: N818 - not an error
         states = ", ".join(f"{job} ({state.lower()})" for job, state in jobs.items())
         text = f"{count} under way at {host}: {states}"
         if run:
-            text = f"run {run!r}: {text}; collect with `refusal-nn runs resume {run}`"
+            text = f"run {run!r}: {text}; collect with `refusal-nn runs resume {run} --host {host}`"
         super().__init__(f"{text}.")
 
 

@@ -37,7 +37,7 @@ def test_a_detached_run_is_listed_and_completed_by_later_processes(
     assert ids
 
     def ready() -> list[dict[str, str]]:
-        listed = cli("remote", "jobs", "--stores", str(tmp_path), "--json")
+        listed = cli("remote", "jobs", "--stores", str(tmp_path), "--host", stack.url(), "--json")
         jobs = json.loads(listed.stdout)
         done = {"done: ready to collect", "collected"}
         return jobs if {job["state"] for job in jobs} <= done else []
@@ -46,10 +46,11 @@ def test_a_detached_run_is_listed_and_completed_by_later_processes(
     assert {job["job"] for job in jobs} == ids
     assert {job["run"] for job in jobs} == {"d"}
 
+    again = ("--stores", str(tmp_path), "--host", stack.url())
     stages = 0
     while not (tmp_path / "d.zarr").is_dir() and stages < 5:
         wait_for(ready, f"the jobs of stage {stages}", every=0.5)
-        further = cli("runs", "resume", "d", "--stores", str(tmp_path), "--detach")
+        further = cli("runs", "resume", "d", *again, "--detach")
         assert further.returncode == 0, further.stderr
         stages += 1
     assert stages > 1  # each stage is submitted by a process that collected the one before
@@ -68,7 +69,7 @@ def test_a_detached_run_is_listed_and_completed_by_later_processes(
 def test_resuming_without_detach_waits_and_finishes(stack: Stack, tmp_path: Path) -> None:
     where = ("--backend", "ndif", "--host", stack.url(), "--stores", str(tmp_path))
     assert cli(*EXTRACT, *where, "--name", "d", "--detach").returncode == 0
-    done = cli("runs", "resume", "d", "--stores", str(tmp_path))
+    done = cli("runs", "resume", "d", "--stores", str(tmp_path), "--host", stack.url())
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "d.zarr").is_dir()
 

@@ -136,7 +136,8 @@ def test_a_right_key_works_and_stands_nowhere(stack: Stack, monkeypatch, tmp_pat
     left = command(*words, *where, "--name", "kept", "--detach")
     assert left.exit_code == 0, left.output
     assert stack.key("known") not in everything(left, tmp_path)  # the ledger of a partial run too
-    result = command("runs", "resume", "kept", "--stores", str(tmp_path), "--json")
+    again = ["--stores", str(tmp_path), "--host", stack.url("auth-api")]
+    result = command("runs", "resume", "kept", *again, "--json")
     assert result.exit_code == 0, result.output
     status = command("--log-level", "debug", "remote", "status", "--host", stack.url("auth-api"))
     assert "@" in status.output  # the key's owner, so that it was sent
