@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
 import click
 
 from refusal_nn import __version__
+from refusal_nn._terminal import one_line, printable
+from refusal_nn.cli import _signals
+from refusal_nn.cli._ending import Ended, log_ending, wants_json
+from refusal_nn.cli._options import STDOUT
 from refusal_nn.cli._others import OtherNoun, other_nouns, refuse_verb, with_others
-from refusal_nn.cli._output import show
+from refusal_nn.cli._output import PRINTED, show
 from refusal_nn.cli._request import ARGV
-from refusal_nn.errors import Detached, RefusalNNError, RequestError
+from refusal_nn.cli._words import check_words
+from refusal_nn.errors import Detached, RefusalNNError
 
 NOUNS = (
     "demo",
@@ -36,26 +42,15 @@ NOUNS = (
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class Failed(click.ClickException):
-    """The work failed."""
-
-    exit_code = 1
-
-
-class Wrong(click.ClickException):
-    """The request was wrong."""
-
-    exit_code = 2
-
-
-class Interrupted(click.ClickException):
-    """The user pressed Ctrl-C."""
-
-    exit_code = 130
-
-
 class Root(click.Group):
-    """The nouns, imported by file name; the one place that maps errors to exit codes."""
+    """The nouns, imported by file name; the one place that catches what ends a command."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the program, on streams that write what they cannot encode as an escape."""
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **extra)
 
     def make_context(
         self,
@@ -66,7 +61,11 @@ class Root(click.Group):
     ) -> click.Context:
         """The root's context, which remembers what was typed."""
         typed = list(args)
-        context = super().make_context(info_name, args, parent=parent, **extra)
+        try:
+            check_words(typed)
+            context = super().make_context(info_name, args, parent=parent, **extra)
+        except (click.ClickException, RefusalNNError) as error:
+            raise Ended(error, as_json=wants_json(self, None, typed)) from error
         context.meta[ARGV] = typed
         return context
 
@@ -92,21 +91,22 @@ class Root(click.Group):
         return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, with errors of ours turned into a message and an exit code."""
+        """Run the command; an exception becomes a sentence and an exit code."""
         try:
             return super().invoke(ctx)
         except Detached as left:
             document = {"run": left.run, "host": left.host, "jobs": left.jobs}
             return show(document, notices=[str(left)])
-        except RefusalNNError as error:
-            kind = Wrong if isinstance(error, RequestError) else Failed
-            raise kind(str(error)) from error
-        except KeyboardInterrupt as error:
-            click.echo(err=True)
-            raise Interrupted(
-                "interrupted. Finished batches are kept: `refusal-nn runs list` shows a partial "
-                "run and `refusal-nn runs resume NAME` continues it."
-            ) from error
+        except (Ended, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            log_ending(error)
+            asked = STDOUT in ctx.meta or wants_json(self, ctx, ctx.meta[ARGV])
+            raise Ended(error, as_json=asked and PRINTED not in ctx.meta) from error
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help page; parts of it may come from installed packages."""
+        return printable(super().get_help(ctx))
 
 
 @click.group(
@@ -127,10 +127,37 @@ def cli(log_level: str) -> None:
     Results go to stdout, notices and progress to stderr. Exit code 0: done; 1: the work failed;
     2: the request was wrong.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("refusal_nn").setLevel(log_level.upper())
+
+
+class _Plain(logging.Formatter):
+    """A line a message, whatever it quotes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's name
+        return printable(super().formatException(ei))
+
+
+class _Record(logging.LogRecord):
+    """What other libraries log with handlers of their own, as a line that steers no terminal."""
+
+    def getMessage(self) -> str:  # noqa: N802 - the library's name
+        return one_line(super().getMessage())
+
+
+def _warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+    """A warning as a line, without the file of this machine it came from."""
+    return f"{category.__name__}: {one_line(str(message))}\n"
 
 
 def main() -> None:
     """Run the command line; the console script and ``python -m refusal_nn``."""
+    _signals.install()
+    warnings.formatwarning = _warning
+    logging.setLogRecordFactory(_Record)
     cli(prog_name="refusal-nn")

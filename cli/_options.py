@@ -6,7 +6,6 @@ A parameter's name is the keyword of the library call it feeds, so a command can
 from __future__ import annotations
 
 import contextlib
-import difflib
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from refusal_nn.errors import RequestError
+from refusal_nn.cli._config import read_config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,74 +43,6 @@ def take(values: dict[str, Any], *options: Callable[[Any], Any]) -> dict[str, An
     return {str(option.name): values.pop(str(option.name)) for option in command.params}
 
 
-def read_config(path: str, command: click.Command) -> dict[str, Any]:
-    """Option values from a YAML file, keyed by parameter name.
-
-    Parameters
-    ----------
-    path : str
-        A YAML mapping from long option names (``batch-size`` or ``batch_size``) to values.
-    command : click.Command
-        Whose options are allowed.
-
-    Returns
-    -------
-    dict
-        Strings, or lists of strings for options that may be repeated; click converts and checks
-        them as if they had been typed.
-
-    Raises
-    ------
-    RequestError
-        If the file is not a mapping, names an option the command does not have (the closest one is
-        suggested), or gives a value of the wrong shape.
-    """
-    import yaml
-
-    name = Path(path).name
-    try:
-        # every scalar stays the text that was written: 1e-3 and `no` mean what they look like
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"config file {name!r} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise RequestError(f"config file {name!r} is not valid YAML: {reason}.") from error
-    if data in ("", None):
-        return {}
-    if not isinstance(data, dict):
-        raise RequestError(
-            f"config file {name!r} holds a {type(data).__name__}; write one `option: value` a line."
-        )
-    options = {
-        option.lstrip("-"): parameter
-        for parameter in command.params
-        if isinstance(parameter, click.Option) and parameter.name != "config"
-        for option in parameter.opts
-        if option.startswith("--")
-    }
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        option = str(key).lstrip("-").replace("_", "-")
-        if option not in options:
-            close = difflib.get_close_matches(option, options, n=1, cutoff=0.0)
-            raise RequestError(
-                f"config file {name!r} has unknown option {str(key)!r}; did you mean {close[0]!r}? "
-                f"Options here: {', '.join(sorted(options))}."
-            )
-        parameter = options[option]
-        assert parameter.name is not None
-        many = parameter.multiple or parameter.nargs != 1
-        if isinstance(value, list) and many and all(isinstance(item, str) for item in value):
-            values[parameter.name] = value
-        elif isinstance(value, str) and value:
-            values[parameter.name] = [value] if parameter.multiple else value
-        else:
-            wanted = "one value or a list of values" if many else "one value"
-            raise RequestError(f"config file {name!r}: option {option!r} takes {wanted}.")
-    return values
-
-
 def _use_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None and not ctx.resilient_parsing:
         # click ranks default_map below what was typed and above the option's own default
@@ -122,7 +53,8 @@ def _use_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         # whatever a library prints goes to stderr; print_json alone writes to the true stdout
         ctx.meta[STDOUT] = sys.stdout
-        ctx.with_resource(contextlib.redirect_stdout(sys.stderr))
+        # the root's context is closed even where the rest cannot be parsed
+        ctx.find_root().with_resource(contextlib.redirect_stdout(sys.stderr))
 
 
 config_option = click.option(
@@ -140,6 +72,7 @@ json_option = click.option(
     "as_json",
     is_flag=True,
     callback=_use_json,
+    is_eager=True,
     expose_value=False,
     help="Print one JSON document on stdout, and nothing else there.",
 )

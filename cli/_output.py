@@ -1,4 +1,8 @@
-"""How commands print: tables and one JSON document on stdout, notices on stderr."""
+"""How commands print: tables and one JSON document on stdout, notices on stderr.
+
+What people read may quote files of others, so it is escaped here: nothing in it steers a terminal or
+forges a line. JSON keeps every character, the same ones as ``\\u`` escapes.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refusal_nn._terminal import one_line, printable
 from refusal_nn.cli._options import STDOUT
 
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
+
+PRINTED = "refusal_nn.printed"
+"""Key of the context's ``meta`` that is there once a document was printed: there is one."""
+_LONGEST_INT = 4096
+"""Most bits of a whole number in JSON: Python writes no longer ones."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,10 @@ def show(document: Any, *parts: Table | str | PurePath, notices: Iterable[str] =
     for number, part in enumerate(parts):
         if isinstance(part, Table):
             if number:
-                click.echo()
+                write("")
             print_table(part.columns, part.rows, title=part.title, empty=part.empty)
         else:
-            click.echo(part)
+            write(one_line(str(part)))
     for line in notices:
         notice(line)
 
@@ -70,8 +80,10 @@ def to_plain(value: Any) -> Any:
     TypeError
         If a value has no JSON form.
     """
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | str):
         return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= _LONGEST_INT else None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -87,9 +99,32 @@ def to_plain(value: Any) -> Any:
 
 def print_json(document: Any) -> None:
     """Write one JSON document to the true standard output."""
-    stdout = click.get_current_context().meta.get(STDOUT, sys.stdout)
-    text = json.dumps(to_plain(document), indent=2, allow_nan=False, ensure_ascii=False)
-    click.echo(text, file=stdout)
+    meta = click.get_current_context().meta
+    text = _json(document)
+    meta[PRINTED] = True
+    _write_json(text, meta.get(STDOUT, sys.stdout))
+
+
+def print_error(kind: str, message: str, fix: str | None) -> None:
+    """Write what went wrong as the one JSON document on stdout."""
+    error = {"kind": kind, "message": message, "fix": fix}
+    _write_json(_json({"error": error}), sys.stdout)
+
+
+def write(text: str, *, err: bool = False) -> None:
+    """Write a line that is escaped to stdout, or to stderr."""
+    click.echo(text, err=err)
+
+
+def confirm(question: str) -> None:
+    """Ask on stderr; goes on if the answer is yes.
+
+    Raises
+    ------
+    click.Abort
+        If it is not.
+    """
+    click.confirm(one_line(question), abort=True, err=True)
 
 
 def print_table(
@@ -121,24 +156,29 @@ def print_table(
         return
     columns = list(rows[0]) if columns is None else columns
     cells = [[r[c] for c in columns] if isinstance(r, Mapping) else list(r) for r in rows]
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    heading = None if title is None else Text(one_line(title), style="table.title")
+    table = Table(
+        title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False
+    )
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in cells)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        head = Text(one_line(column))
+        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(Text(one_line(_cell(value))) for value in row))
     console = Console(file=sys.stdout)
     if not console.is_terminal:  # a pipe has no width: never fold what a program will read
         console = Console(file=sys.stdout, width=10_000)
     with console.capture() as capture:
         console.print(table)
     # rich pads every line to the table's width; trailing blanks are noise in a file
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    # (not splitlines: it ends lines where terminals do not)
+    write("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
 
 
 def notice(message: str) -> None:
     """Write a line to stderr."""
-    click.echo(message, err=True)
+    write(one_line(message), err=True)
 
 
 def _cell(value: Any) -> str:
@@ -149,3 +189,20 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.3g}"
     return str(value)
+
+
+def _json(document: Any) -> str:
+    """Strict JSON; what would steer a terminal, and half a surrogate pair, as ``\\u`` escapes."""
+    text = json.dumps(to_plain(document), indent=2, allow_nan=False, ensure_ascii=False)
+    if text.isascii() and "\x7f" not in text:
+        return text
+    # line ends are the layout's: json has escaped those in strings
+    return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
+
+
+def _write_json(text: str, stdout: Any) -> None:
+    try:
+        text.encode(getattr(stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text), indent=2)
+    click.echo(text, file=stdout)

@@ -7,13 +7,44 @@ one place; nothing else maps exceptions to exit codes.
 
 from __future__ import annotations
 
+import re
+from typing import ClassVar
+
+# a part between quotes is data, whose semicolons separate nothing
+_PART = re.compile(
+    r"""(?:(?<!\w)'(?:[^'\\]|\\.)*'(?!\w) | (?<!\w)"(?:[^"\\]|\\.)*"(?!\w) | `[^`]*` | ;(?!\ ) | [^;])+""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def fix_in(message: str) -> str | None:
+    """What to do, from a message of the form "what is wrong; what to do."; None where it says nothing.
+
+    Examples
+    --------
+    >>> fix_in("there is no run 'a; b' in 'stores'; `refusal-nn runs list` shows those there are.")
+    '`refusal-nn runs list` shows those there are.'
+    """
+    parts = _PART.findall(message)
+    return parts[-1].strip() if len(parts) > 1 else None
+
 
 class RefusalNNError(Exception):
     """Base of every error this package raises on purpose."""
 
+    kind: ClassVar[str] = "work"
+    """The word a script can tell this kind of error by; one class has one, and it stays."""
+
+    @property
+    def fix(self) -> str | None:
+        """The part of the message that says what to do; None where it has none."""
+        return fix_in(str(self))
+
 
 class RequestError(RefusalNNError):
     """The request was wrong: the same call can never succeed (exit code 2)."""
+
+    kind = "request"
 
 
 class WorkError(RefusalNNError):
@@ -23,29 +54,43 @@ class WorkError(RefusalNNError):
 class StoreError(RequestError):
     """A store, run name, variable or region is not what it must be."""
 
+    kind = "store"
+
 
 class PromptError(RequestError):
     """A prompt file or set of prompts is unusable as given."""
+
+    kind = "prompt"
 
 
 class ModelError(RequestError):
     """A model cannot be loaded, or is not one this package understands."""
 
+    kind = "model"
+
 
 class InterventionError(RequestError):
     """An intervention does not fit the model it is applied to."""
+
+    kind = "intervention"
 
 
 class PreflightError(RequestError):
     """A job cannot run where this package is not installed."""
 
+    kind = "preflight"
+
 
 class BackendError(WorkError):
     """A backend failed to execute a job."""
 
+    kind = "backend"
+
 
 class UnavailableError(BackendError):
     """A server cannot be reached or is not ready; the same call may succeed later."""
+
+    kind = "unavailable"
 
 
 class TooMuchAtOnceError(RefusalNNError):
@@ -77,3 +122,5 @@ class Detached(RefusalNNError):  # noqa: N818 - not an error
 
 class VerificationError(WorkError):
     """Stored data do not match their manifest."""
+
+    kind = "verification"

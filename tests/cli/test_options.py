@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,64 @@ def test_loading_options_are_the_keywords_of_load_model() -> None:
     assert set(LOADING) <= keywords
     assert set(DTYPES) == set(models.DTYPES)
     assert tuple(models.BACKENDS) == BACKENDS
+
+
+BOMB = "a: &a [x, x]\n" + "\n".join(f"b{i}: &b{i} [*a, *a]" for i in range(50))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: " + b"[" * 5000 + b"]" * 5000, "is nested too deeply"),
+        (b"[" * 5000, "is nested too deeply"),
+        (b"{a: " * 5000, "is nested too deeply"),
+        (b"- " * 5000 + b"x", "is nested too deeply"),
+        (BOMB.encode(), "has an anchor, an alias or a tag"),
+        (b"model: &m [*m]", "has an anchor, an alias or a tag"),
+        (b"model: !!python/object/apply:os.getcwd []", "has an anchor, an alias or a tag"),
+        (b"model: !x m", "has an anchor, an alias or a tag"),
+        (b"model: a\nmodel: b", "has option 'model' twice"),
+        (b"batch-size: 1\nbatch_size: 2", "has option 'batch-size' twice"),
+        (b"? [a, b]\n: c", "has a key that is no word"),
+        (b"? {a: b}\n: c", "has a key that is no word"),
+        (b"model: \0", "is not valid YAML"),
+        (b'model: "a\\0"', "the value of option 'model' holds a NUL byte"),
+        (b'category: [a, "\\ud800"]', "the value of option 'category' is not UTF-8"),
+        (b"model: \xff", "is not UTF-8"),
+        (b"a: b\n---\na: c", "is not valid YAML"),
+        (b"%YAML 9.9\n---\na: c", "is not valid YAML"),
+        (b"model: " + b"x" * (2 << 20), "is larger than 1 MiB"),
+        (b"x" * 1000 + b": 1", "unknown option"),
+        (b"just words", "holds a text"),
+        (b"trust-remote-code: true", "asks for 'trust-remote-code', which no file may decide"),
+        (b"trust_remote_code: false", "asks for 'trust-remote-code', which no file may decide"),
+    ],
+)
+def test_a_hostile_file_is_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    done = run("--model", "m", "--config", str(path))
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("Error: config file")
+    assert done.stderr.count("\n") == 1
+    assert len(done.stderr) < 5000
+
+
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for path in ("pipe.yaml", "loop.yaml", "zero.yaml", ".", "x" * 5000, "a/" * 3000):
+        done = run("--model", "m", "--config", str(tmp_path / path))
+        assert done.exit_code == 2
+        assert "Error: " in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_no_environment_variable_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    for prefix in ("REFUSAL_NN", "REFUSAL_NN_PROBE", "PROBE", "PROGRAM_PROBE", "PROGRAM"):
+        monkeypatch.setenv(f"{prefix}_TRUST_REMOTE_CODE", "1")
+        monkeypatch.setenv(f"{prefix}_SEED", "7")
+    got = json.loads(run("--model", "m", "--json").stdout)
+    assert (got["loading"]["trust_remote_code"], got["seed"]) == (False, 0)

@@ -121,10 +121,22 @@ def test_an_interrupt_exits_130_and_says_how_to_resume(monkeypatch: pytest.Monke
     assert "refusal-nn runs resume NAME" in done.stderr
 
 
-def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    _run_instead(monkeypatch, ZeroDivisionError("a defect"))
+def test_an_unexpected_error_is_called_a_bug_and_keeps_its_traceback_for_debugging(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("refusal_nn.models.EMBEDDED", None)
     done = CliRunner().invoke(cli, ["models", "list"])
-    assert isinstance(done.exception, ZeroDivisionError)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: AttributeError at refusal_nn.cli.models:")
+    assert "this is a bug of refusal-nn; report it" in done.stderr
+    assert done.stderr.count("\n") == 1
+    shown = _python(
+        "import refusal_nn.models; refusal_nn.models.EMBEDDED = None\n"
+        "from refusal_nn.cli import cli\n"
+        "cli(['--log-level', 'debug', 'models', 'list'])"
+    )
+    assert "Traceback (most recent call last)" in shown.stderr
+    assert "this is a bug" in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -151,6 +163,19 @@ def test_no_command_defines_v_or_verbose_because_nnsight_reads_them_from_argv() 
     found = options(cli, click.Context(cli))
     assert "--log-level" in found
     assert not found & {"-v", "--verbose"}
+
+
+def test_what_must_be_typed_is_no_value_of_a_file() -> None:
+    from refusal_nn.cli._config import TYPED_ONLY
+
+    typed = {"--yes", "--overwrite", "--trust-remote-code"}
+    found = set()
+    for noun in NOUNS:
+        command = cli.get_command(click.Context(cli), noun)
+        verbs = command.commands.values() if isinstance(command, click.Group) else [command]
+        found |= {opt for verb in verbs if verb for p in verb.params for opt in p.opts}
+    assert typed <= found
+    assert typed <= {f"--{option}" for option in TYPED_ONLY}
 
 
 def _run_instead(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
