@@ -43,6 +43,8 @@ def export(
 
     Raises
     ------
+    VerificationError
+        If the run's files do not match its manifest.
     StoreError
         If the run is partial, the format unknown or not installed, or the file exists.
     """
@@ -57,6 +59,8 @@ def export(
         raise StoreError(f"there is no folder {str(out.parent)!r} to export to; make it first.")
     if out.exists():
         raise StoreError(f"{str(out)!r} exists; choose another file or delete it first.")
+    run.require_complete()
+    run.verify()
     with writing(out), replacing(out) as draft:
         if kind == "csv":
             _table(run.dataset(group)).to_csv(draft, index=False)

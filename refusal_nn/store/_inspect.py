@@ -115,15 +115,16 @@ def own_bytes(path: Path, *, limit: int = NODE_BYTES, what: str = "file") -> byt
     return read_bytes(path, what=what, limit=limit, error=StoreError)
 
 
-def own_json(path: Path, *, limit: int = NODE_BYTES) -> Any:
-    """The value of a JSON file of a run.
+def own_json(path: Path, *, of: str = "", limit: int = NODE_BYTES) -> Any:
+    """The value of a JSON file of a run, whose name is for the message.
 
     Raises
     ------
     StoreError
         If there is none, or it is too large, too deep or not JSON.
     """
-    return parse_json(own_bytes(path, limit=limit), what=path.name, error=StoreError)
+    what = f"{path.name} of run {of!r}" if of else path.name
+    return parse_json(own_bytes(path, limit=limit, what=what), what=what, error=StoreError)
 
 
 def root_attrs(folder: Path) -> tuple[dict[str, Any], str]:

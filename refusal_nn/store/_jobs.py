@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from refusal_nn._files import quoted
 from refusal_nn.errors import StoreError
 from refusal_nn.store._disk import write_atomically
 from refusal_nn.store._inspect import inspect, own_json
 from refusal_nn.store._lock import Lock
+from refusal_nn.store._names import run_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,11 +55,12 @@ class JobLedger:
 
     def __post_init__(self) -> None:
         if self.file is not None and os.path.lexists(self.file):
-            found = own_json(self.file)
+            run = run_name(self.file.parent)
+            found = own_json(self.file, of=run)
             if not isinstance(found, list) or not all(map(_is_job, found)):
                 raise StoreError(
-                    f"{quoted(self.file)} does not hold the jobs of a stage; remove the partial run "
-                    "and begin again."
+                    f"run {run!r} cannot go on: {self.file.name} does not hold the jobs of a stage; "
+                    "remove the run and begin again."
                 )
             self.jobs = found
 

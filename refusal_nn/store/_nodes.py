@@ -27,6 +27,7 @@ _MOST_LABELS = 1 << 28
 _MOST_TEXT = 1 << 28
 """Bytes of the texts in one chunk."""
 _MOST_DIMS = 32
+_OF_A_GROUP = {"attributes", "zarr_format", "node_type", "consolidated_metadata"}
 _KEYS = {"name": "default", "configuration": {"separator": "/"}}
 
 
@@ -134,6 +135,8 @@ def checked(node: Any, name: str) -> Array | None:
     if not isinstance(coordinates, str):
         raise UnsoundError(f"has a {_json_kind(coordinates)} for its attribute 'coordinates'")
     if node.get("node_type") == "group":
+        if more := sorted(set(node) - _OF_A_GROUP):
+            raise UnsoundError(f"is of a group and holds {_short(more[0])}")
         return None
     if node.get("node_type") != "array":
         raise UnsoundError(f"says node_type {_short(node.get('node_type'))}")

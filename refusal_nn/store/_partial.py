@@ -150,7 +150,7 @@ def _attempts(partial: Path) -> list[dict[str, Any]]:
     path = partial / _ATTEMPTS
     if not os.path.lexists(path):
         return []
-    found = own_json(path)
+    found = own_json(path, of=run_name(partial))
     if not isinstance(found, list) or not all(map(_is_attempt, found)):
         raise StoreError(
             f"run {run_name(partial)!r} cannot go on: its {_ATTEMPTS} does not hold attempts; remove "
