@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from refusal_nn.models._architecture import Architecture
 
 INPUT, LOGITS = "input", "logits"
+MOST_READERS = 50_000
+"""More than the largest models have: what a file says of a graph's size decides how much is made of it."""
+
 _SIZES = ("n_layers", "n_heads", "n_kv_heads", "parallel")
 
 
@@ -122,6 +125,11 @@ class EdgeGraph:
     def __post_init__(self) -> None:
         if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1:
             raise RequestError(f"a graph needs layers and heads, got {self.to_attrs()}.")
+        if self.n_layers * self.readers_per_layer > MOST_READERS:
+            raise RequestError(
+                f"a graph of so many layers and heads has more than {MOST_READERS:,} readers, which "
+                "no model has."
+            )
         if self.n_heads % self.n_kv_heads:
             raise RequestError(
                 f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly."

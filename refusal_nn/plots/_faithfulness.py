@@ -10,7 +10,16 @@ import xarray as xr
 from refusal_nn.errors import RequestError
 from refusal_nn.plots._cells import legend
 from refusal_nn.plots._read import bounds, labels
-from refusal_nn.plots._style import INK, LINE, MUTED, OTHER_COLOURS, new_figure, readable, style
+from refusal_nn.plots._style import (
+    INK,
+    LINE,
+    MUTED,
+    OTHER_COLOURS,
+    fitted,
+    new_figure,
+    readable,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +99,7 @@ def _curve(ax: Axes, here: xr.Dataset, ranking: str, circuit: xr.Dataset) -> Any
     there = size > 0
     order = np.argsort(size[there], kind="stable")
     x, value, low, high = (v[there][order] for v in (size, value, low, high))
-    other = (OTHER_COLOURS[0], "D", readable(ranking))
+    other = (OTHER_COLOURS[0], "D", fitted(readable(ranking)))
     colour, marker, name = RANKINGS.get(ranking, other)
     ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     (line,) = ax.plot(
@@ -116,7 +125,7 @@ def _levels(axes: Any, circuit: xr.Dataset) -> None:
         for level, dashes in ((0, (1, 0)), (GOAL, (2, 2)), (1, (1, 0))):
             ax.axhline(level, color=LINE, linewidth=0.9, linestyle=(0, dashes), zorder=0)
     axes[0].set_ylabel("faithfulness")
-    ablation = str(circuit.attrs.get("ablation", ""))
+    ablation = fitted(circuit.attrs.get("ablation", ""))
     ablated = f"all edges ablated ({ablation})" if ablation else "all edges ablated"
     for text, x, level, side in (("whole model", 0.006, 1, "left"), (ablated, 0.994, 0, "right")):
         axes[0].annotate(
@@ -156,7 +165,7 @@ def _column(ax: Axes, null: xr.Dataset, nulls: list[str], circuit: xr.Dataset) -
         )  # fmt: skip
         low, high = np.quantile(draws, (0.025, 0.975))
         ax.vlines(i + 0.36, low, high, color=colour, linewidth=2, zorder=3)
-    ax.set_xticks(range(len(nulls)), [n.replace("-", "-\n") for n in nulls])
+    ax.set_xticks(range(len(nulls)), [fitted(n).replace("-", "-\n") for n in nulls])
     ax.set_xlim(-0.6, len(nulls) - 0.3)
     ax.tick_params(axis="both", length=0)
     for side in ("left", "bottom"):

@@ -20,7 +20,7 @@ from refusal_nn.plots._cells import (
     tall,
 )
 from refusal_nn.plots._read import labels, require
-from refusal_nn.plots._style import INK, new_figure, style
+from refusal_nn.plots._style import INK, fitted, new_figure, style
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,7 +131,7 @@ def _framed(table: xr.Dataset, alpha: float) -> tuple[xr.DataArray, str]:
 
 
 def _checked(results: xr.Dataset, dims: tuple[str, str, str]) -> xr.Dataset:
-    """What is drawn, by panel, row and column, the last two in order."""
+    """What is fitted, by panel, row and column, the last two in order."""
     require(results, "recovery_mean", dims, "the result of a patch run")
     ends = ("recovery_mean", "recovery_mean_low", "recovery_mean_high")
     table = results[[n for n in (*ends, "refusal_head", "head_p_adjusted") if n in results]]
@@ -151,7 +151,7 @@ def _maps(
     for ax, panel in zip(axes, labels(table, over), strict=True):
         values, dotted = (of.sel({over: panel}).values for of in (mean, clear))
         cells = heat_map(
-            ax, names.get(panel, panel), values, dotted, most=most, columns=values.shape[1],
+            ax, names.get(panel, fitted(panel)), values, dotted, most=most, columns=values.shape[1],
             room=room, bold=dotted & (abs(values) >= 0.005), form=hundredths,
         )  # fmt: skip
     number_cells(axes[0].xaxis, table[columns].values)

@@ -17,6 +17,7 @@ from refusal_nn.plots._style import (
     MUTED,
     STYLE_NAMES,
     condition_colours,
+    fitted,
     new_figure,
     readable,
     style,
@@ -61,7 +62,7 @@ def refusal_rates(rates: xr.Dataset) -> Figure:
     colours = condition_colours(names)
     with style():
         titles = [_title(rates, one) for one in styles]
-        figure, axes = _frame(0.95, [readable(n) for n in names], titles)
+        figure, axes = _frame(0.95, [fitted(readable(n)) for n in names], titles)
         for ax, one in zip(axes, styles, strict=True):
             for row, name in enumerate(names):
                 here = rates.sel(intervention=name, style=one)
@@ -99,15 +100,15 @@ def category_rates(
     shown = _panels(rates, panels)
     categories = labels(rates, "category")
     with style():
-        titles = [STYLE_NAMES.get(one, one) + _each(rates, one) for one in shown]
-        figure, axes = _frame(1.0, categories, titles)
+        titles = [STYLE_NAMES.get(one, fitted(one)) + _each(rates, one) for one in shown]
+        figure, axes = _frame(1.0, [fitted(c) for c in categories], titles)
         for ax, (one, names) in zip(axes, shown.items(), strict=True):
             colours = condition_colours(names)
             offsets = (np.arange(len(names)) - (len(names) - 1) / 2) * min(0.3, 0.7 / len(names))
             for name, offset in zip(names, offsets, strict=True):
                 for row, category in enumerate(categories):
                     here = rates.sel(intervention=name, style=one, category=category)
-                    label = readable(name) if row == 0 else None
+                    label = fitted(readable(name)) if row == 0 else None
                     _dot(ax, here, "category_", row + offset, colours[name], label=label)
             ax.legend(
                 loc="upper center", bbox_to_anchor=(0.5, -0.6 / len(categories) - 0.12),
@@ -180,7 +181,7 @@ def _tick(ax: Axes, here: xr.Dataset, name: str, y: float) -> None:
 
 
 def _title(rates: xr.Dataset, one: str) -> str:
-    name = STYLE_NAMES.get(one, one).replace(" (", "\n(")
+    name = STYLE_NAMES.get(one, fitted(one)).replace(" (", "\n(")
     if "refusal_rate_n" not in rates:
         return name
     return f"{name}, n = {span(rates['refusal_rate_n'].sel(style=one).values)}"

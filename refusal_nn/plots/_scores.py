@@ -16,6 +16,7 @@ from refusal_nn.plots._style import (
     STYLE_COLOURS,
     STYLE_LINES,
     STYLE_NAMES,
+    fitted,
     new_figure,
     readable,
     style,
@@ -75,7 +76,11 @@ def score_distributions(results: xr.Dataset) -> Figure:
                 counts, _ = np.histogram(values, edges)
                 top = max(top, int(counts.max()))
                 colour = STYLE_COLOURS.get(one, OTHER_COLOURS[i % len(OTHER_COLOURS)])
-                label = f"{STYLE_NAMES.get(one, one)}, n = {len(values)}" if ax is axes[0] else None
+                label = (
+                    f"{STYLE_NAMES.get(one, fitted(one))}, n = {len(values)}"
+                    if ax is axes[0]
+                    else None
+                )
                 heights = np.where(counts > 0, counts, np.nan)  # no outline along empty bins
                 ax.stairs(heights, edges, fill=True, color=colour, alpha=0.18)
                 ax.stairs(
@@ -93,7 +98,7 @@ def score_distributions(results: xr.Dataset) -> Figure:
             ax.spines["bottom"].set_color(LINE)
             ax.tick_params(axis="x", color=LINE, length=0 if ax is not axes[-1] else 3)
             ax.axvline(0, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-            ax.set_ylabel(readable(name), rotation=0, ha="right", va="center", labelpad=4)
+            ax.set_ylabel(fitted(readable(name)), rotation=0, ha="right", va="center", labelpad=4)
         axes[-1].set_xlabel(
             "refusal score (log-odds that the answer starts with a refusal token, nats)"
         )

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 WIDTH = 7.2
 """Inches: the text width of a page."""
 
+LONGEST_LABEL = 40
+"""Characters of a label, more than our own have: one of 1,000 would leave no room for the data."""
+
+HIGHEST = 200.0
+"""Inches: more than anybody looks at, and hours to draw."""
+
 INK, MUTED, LINE, EMPTY = "#1f2328", "#59636e", "#d4dae0", "#e3e6ea"
 """Text; secondary text; rules; the colour of a value that was not measured."""
 
@@ -92,7 +98,18 @@ def style() -> Iterator[None]:
 
 
 def new_figure(height: float) -> Figure:
-    """An empty page-wide figure, bound to no window system and to no global state."""
+    """An empty page-wide figure, bound to no window system and to no global state.
+
+    Raises
+    ------
+    RequestError
+        If it would be higher than can be drawn.
+    """
+    if height > HIGHEST:
+        raise RequestError(
+            f"a figure of these results would be {height:.0f} inches high, and {HIGHEST:.0f} is the "
+            "most; select fewer rows."
+        )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -110,6 +127,12 @@ def condition_colours(names: Iterable[str]) -> dict[str, str]:
 def readable(name: str) -> str:
     """``random_ablation`` as a reader wants it: ``random ablation``."""
     return str(name).replace("_", " ")
+
+
+def fitted(label: str) -> str:
+    """A label on one line, no longer than a figure has room for."""
+    text = " ".join(str(label).split())
+    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
 
 
 def to_svg(figure: Figure, *, prefix: str = "", themed: bool = False) -> str:

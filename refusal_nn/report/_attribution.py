@@ -101,7 +101,8 @@ def _unit(source: Source) -> str:
 def _how(source: Source, level: str) -> str:
     attrs = source.attrs
     method = str(attrs.get("method", ""))
-    how = METHODS.get(method, f"by {method}").format(steps=attrs.get("steps", "several"))
+    known = METHODS.get(method)  # of a method of others only the name is shown
+    how = known.format(steps=attrs.get("steps", "several")) if known else f"by {method}"
     n = source.data.sizes.get("prompt", 0)
     return (
         f"The score of {'an' if level == 'edge' else 'a'} {level} is how much the {metric_of(source)} of "

@@ -10,7 +10,10 @@ from refusal_nn.plots import to_svg
 from refusal_nn.report._escape import fence, markdown, paragraph
 from refusal_nn.report._page import Page, Picture
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
+)
+"""Controls, halves of pairs, and what turns the direction of the text after it, ours included."""
 
 
 def to_html(page: Page) -> str:
@@ -58,7 +61,7 @@ def to_markdown(page: Page, *, figures: str = "figures") -> tuple[str, dict[str,
 
 
 def clean(text: str) -> str:
-    """Without control characters: XML forbids them and terminals obey them."""
+    """With a replacement for what XML forbids, terminals obey, or would show our words backwards."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

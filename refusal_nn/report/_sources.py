@@ -53,7 +53,12 @@ class Source:
     @property
     def inputs(self) -> dict[str, str]:
         """Hash by name of the runs it was made from."""
-        return {str(i["run"]): str(i["hash"]) for i in self.data.attrs.get("inputs", [])}
+        given = self.data.attrs.get("inputs")
+        return {
+            str(i["run"]): str(i["hash"])
+            for i in (given if isinstance(given, list | tuple) else ())
+            if isinstance(i, dict) and {"run", "hash"} <= i.keys()
+        }
 
 
 def read(
@@ -91,6 +96,8 @@ def read(
             continue
         found[opened.name] = _open(opened)
         for name, digest in found[opened.name].inputs.items() if follow else ():
+            if name != Path(name).name or "\0" in name:
+                continue  # a run names its neighbours, never a folder elsewhere
             path = opened.path.parent / f"{name}.zarr"
             if path.is_dir() and store.run_hash(path) == digest:
                 waiting.append(open_run(stores, path))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import xarray as xr
 
 from refusal_nn import __version__
 from refusal_nn._analyses import declared, function_at
-from refusal_nn.errors import RequestError
+from refusal_nn.errors import RefusalNNError, RequestError
 from refusal_nn.report import _runs
 from refusal_nn.report._format import listed, plural
 from refusal_nn.report._page import Block, Page, Paragraph, Part, Section
@@ -42,14 +43,16 @@ def build(runs: Sequence[Source | xr.Dataset | xr.DataTree], *, title: str | Non
         raise RequestError("a report needs at least one run.")
     sources = in_order(sources)
     models = list(dict.fromkeys(s.model for s in sources))
-    sections = [Section("what-was-run", "What was run", _runs.what_was_run(sources))]
+    with _of(sources):
+        sections = [Section("what-was-run", "What was run", _runs.what_was_run(sources))]
     answers: list[Block] = []
     references: dict[str, None] = {}
     counted = Counter((s.kind, s.model) for s in sources)
     repeated = {of for of, n in counted.items() if n > 1}
     for number, group in enumerate(_studies(sources)):
         study = Study(group, repeated)
-        parts = _parts(study)
+        with _of(group):
+            parts = _parts(study)
         suffix = f" — {group[0].model}" if len(models) > 1 else ""
         if said := " ".join(sentence for part in parts for sentence in part.answer):
             answers.append(Paragraph(said, lead=True))
@@ -67,6 +70,27 @@ def build(runs: Sequence[Source | xr.Dataset | xr.DataTree], *, title: str | Non
         sections=sections,
         footer=" ".join([f"refusal_nn {__version__}.", *references]),
     )
+
+
+@contextmanager
+def _of(sources: Sequence[Source]) -> Iterator[None]:
+    """What cannot be shown is said of the runs it came from: their attrs and values may be anything.
+
+    Raises
+    ------
+    RequestError
+    """
+    try:
+        yield
+    except RefusalNNError:
+        raise
+    except Exception as error:  # what is missing, of another type or out of range, anywhere
+        names = listed([f"{source.name!r} ({source.kind})" for source in sources])
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"no report can be made of {names}: not what such a run holds ({type(error).__name__}: "
+            f"{reason}); leave it out, or make it again."
+        ) from error
 
 
 def _parts(study: Study) -> list[Part]:
