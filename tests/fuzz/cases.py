@@ -150,6 +150,36 @@ def _deep(work: Path, _: Path, target: str, n: int, left: str, right: str) -> No
     _write(work, _, target, left * n + right * n)
 
 
+def _both(work: Path, _: Path, run: str, index: int, key: str, value: Any) -> None:
+    """Put a value into the metadata of an array and into the root's copy of it."""
+    root = _found(work, f"{run}/zarr.json", 0)
+    path = _found(work, f"{run}/*/**/zarr.json", index)
+    name = str(path.parent.relative_to(root.parent))
+    for file in (path, root):
+        document = json.loads(file.read_bytes())
+        whole = document
+        if file is root:
+            document = document["consolidated_metadata"]["metadata"][name]
+        if value is ...:
+            del document[key]
+        else:
+            document[key] = value
+        file.write_text(json.dumps(whole), encoding="utf-8")
+
+
+def _rehash(work: Path, _: Path, run: str) -> None:
+    """Make the manifest that of what is there now, as someone would who sends a run on purpose."""
+    from refusal_nn.store import manifest
+
+    root = _found(work, f"{run}/manifest.json", 0).parent
+    there = {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.name != manifest.NAME and not path.is_symlink() and path.is_file()
+    }
+    (root / manifest.NAME).write_bytes(manifest._text(there))
+
+
 def _move(work: Path, _: Path, source: str, target: str) -> None:
     shutil.move(work / source, work / target)
 
@@ -164,6 +194,8 @@ _STEPS: dict[str, Callable[..., None]] = {
     "instead": _instead,
     "make": _make,
     "deep": _deep,
+    "both": _both,
+    "rehash": _rehash,
     "move": _move,
 }
 

@@ -44,7 +44,7 @@ _VALUES: dict[str, list[str]] = {
     "--against": ["Sure"],
     "--direction": ["selected"],
     "--metric": ["refusal-log-odds", "kl"],
-    "--like": ["tiny-bench"],
+    "--like": ["advbench", "jailbreakbench"],
     "--column": ["text=text", "category=category"],
     "--label": ["1=harmful", "toxic=harmful"],
     "--category": ["violence", "privacy"],

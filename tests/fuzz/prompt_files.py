@@ -37,7 +37,7 @@ _PROMPT_COMMANDS = (
     "prompts stats FILE --json",
     "prompts stats FILE --style toxic --category privacy",
     "prompts stats FILE --column text=text --label toxic=harmful",
-    "prompts stats FILE --like tiny-bench",
+    "prompts stats FILE --like advbench",
     "prompts stats FILE+prompts.jsonl",
     "prompts build FILE out.jsonl",
     "prompts build FILE out.jsonl --json --duplicates drop",
@@ -89,7 +89,7 @@ def cases(draw: Any) -> Case:
     rows = draw(_pairs() if pairs else _prompts())
     command = draw(st.sampled_from(_PAIR_COMMANDS if pairs else _PROMPT_COMMANDS))
     ending = draw(st.sampled_from(FORMATS))
-    name = f"given.{draw(st.sampled_from([ending] * 8 + ['txt', 'jsonl.gz', 'zarr', 'parquet']))}"
+    name = f"given.{draw(st.sampled_from([ending] * 40 + ['txt', 'jsonl.gz', 'zarr', 'parquet']))}"
     columns = list(rows[0])
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2]))):
         _change(draw, rows, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import strategies as st
@@ -91,22 +92,81 @@ _CALLS: tuple[tuple[str, Any], ...] = (
         ("analysis", v)
         for v in ("os.system", "runs-rm", "nonsense", "direction-extract", 3, None, "../x")
     ),
+    *(("format", v) for v in (0, 999, "1", None)),
     *(("version", v) for v in (0, 999, "1", None)),
     *(("host", v) for v in ("http://127.0.0.1:9", "http://198.51.100.1", 3)),
     *(
         ("model", v)
-        for v in (
-            "m",
-            "../m",
-            "owner/name",
-            "/dev/zero",
-            None,
-            {"name": "m", "trust_remote_code": True},
-        )
+        for v in ("m", None, [], {}, {"name": "m"}, {"name": "m", "trust_remote_code": True})
     ),
     *(("trust_remote_code", v) for v in (True, "yes")),
+    *(("made_from", v) for v in (["scores"], [{"run": "../scores", "hash": "x"}], 3, [[]])),
+    *(("unrecorded", v) for v in (["pairs"], "x", [3])),
+    *(
+        ("arguments", v)
+        for v in ({}, [], None, {"x": {"value": 1}}, {"prompts": {"file": "/etc/hostname"}})
+    ),
     ("cwd", "/"),
+    ("argv", ["runs", "rm", "sample"]),
 )
+_IN_MODEL: tuple[tuple[str, Any], ...] = (
+    *(
+        ("name", v)
+        for v in ("m", "../m", "./m", "owner/name", "/dev/zero", "", None, 3, "tiny\x1b[2J")
+    ),
+    *(("kind", v) for v in ("folder", "hub", "embedded", "code", None)),
+    *(("revision", v) for v in ("main", "../x", 3)),
+    *(("dtype", v) for v in ("float64", "object", "os.system", 3, None)),
+    *(("device", v) for v in ("cuda", "meta", "cpu:99", "x", 3, None)),
+    *(("backend", v) for v in ("ndif", "dry-run", "os.system", 3, None)),
+    *(
+        ("chat_template", v)
+        for v in ("raw", "/etc/hostname", "pipe", "{{ 1 / 0 }}", 3, {"text": "x"})
+    ),
+    *(("trust_remote_code", v) for v in (True,)),
+    *(("host", v) for v in ("http://127.0.0.1:9", "http://198.51.100.1")),
+    ("limits", {"deadline": 1}),
+)
+_ARGUMENTS = (
+    *("prompts", "pairs", "metric", "level", "method", "steps", "check", "batch_size", "seed"),
+    *("positions", "refusal_tokens", "screen", "edges", "n_resamples", "scores", "candidates"),
+    *("kl_max", "selected", "max_new_tokens", "keep", "model", "x"),
+)
+
+
+@st.composite
+def _in_call(draw: Any, base: str) -> Step:
+    """Something else in the record of what was called."""
+    how = draw(st.sampled_from(["top", "model", "model", "argument", "argument", "value"]))
+    call = (f"{base}/call.json", 0)
+    if how == "top":
+        key, value = draw(st.sampled_from(_CALLS))
+        return ("put", *call, (key,), value)
+    if how == "model":
+        key, value = draw(st.sampled_from(_IN_MODEL))
+        return ("put", *call, ("model", key), value)
+    name = draw(st.sampled_from(_ARGUMENTS))
+    if how == "value":
+        return ("put", *call, ("arguments", name, "value"), draw(values()))
+    run = {"run": draw(st.sampled_from(["scores", "../x", "/", "m", ""])), "hash": "0" * 64}
+    hostile = st.sampled_from(
+        [
+            *({}, [], None, {"x": 1}, {"value": 1, "run": run}, {"run": run}, {"runs": [run]}),
+            *({"file": "/etc/hostname"}, {"prompts": "prompts.jsonl"}, {"prompts": {"rows": []}}),
+            *(
+                {"prompts": {"name": "x", "rows": [{"text": 3}]}},
+                {"metric": {"metric": "os.system"}},
+            ),
+            *(
+                {"pairs": {"name": "x\x1b", "rows": [{}]}},
+                {"pickle": "gASV"},
+                {"value": {"value": 1}},
+            ),
+        ]
+    )
+    return ("put", *call, ("arguments", name), draw(hostile))
+
+
 _ZARR: tuple[tuple[str, Any], ...] = (
     *(("shape", v) for v in ([-1], [10**12], [2**62, 2**62], [], "x", [1.5], [0], [1, 1, 1])),
     *(
@@ -154,7 +214,7 @@ def _mutation(draw: Any, run: str) -> list[Step]:
             + ["consolidated"] * 2
             + ["bytes"] * 2
             + ["file"] * 3
-            + ["request"] * 3
+            + ["request"] * 5
             + ["add"] * 2
             + ["manifest", "depth", "name"]
         )
@@ -172,18 +232,10 @@ def _mutation(draw: Any, run: str) -> list[Step]:
         pattern = draw(
             st.sampled_from(["*/zarr.json", "*/*/zarr.json", "zarr.json", "**/zarr.json"])
         )
-        inside = (
-            "put",
-            f"{base}/zarr.json",
-            0,
-            ("consolidated_metadata", "metadata", "layer", key),
-            value,
-        )
-        return [
-            inside
-            if draw(st.booleans())
-            else ("put", f"{base}/{pattern}", draw(st.integers(0, 99)), (key,), value)
-        ]
+        n = draw(st.integers(0, 99))
+        if draw(st.booleans()):
+            return [("both", base, n, key, value)]
+        return [("put", f"{base}/{pattern}", n, (key,), value)]
     if how == "consolidated":
         key = draw(st.sampled_from(_CONSOLIDATED))
         value = draw(
@@ -201,39 +253,10 @@ def _mutation(draw: Any, run: str) -> list[Step]:
             )
         ]
     if how == "request":
-        key, value = draw(st.sampled_from(_CALLS))
-        call: Step = ("put", f"{base}/call.json", 0, (key,), value)
-        if draw(st.booleans()):
-            return [call]
-        place = draw(st.sampled_from(["call.json", "request.json"]))
-        if draw(st.booleans()):
-            return [
-                (
-                    "put",
-                    f"{base}/{place}",
-                    0,
-                    (
-                        draw(
-                            st.sampled_from(
-                                [
-                                    "arguments",
-                                    "options",
-                                    "parameters",
-                                    "inputs",
-                                    "prompts",
-                                    "argv",
-                                    "cwd",
-                                    "attempts",
-                                ]
-                            )
-                        ),
-                    ),
-                    draw(values()),
-                )
-            ]
-        return [
-            ("write", f"{root_of(run)}/request.json", _dumped(draw(st.sampled_from(_REQUESTS))))
-        ]
+        if draw(st.sampled_from([True, True, True, False])):
+            return [draw(_in_call(base))]
+        request = json.dumps(draw(st.sampled_from(_REQUESTS)))
+        return [("write", f"{root_of(run)}/request.json", request)]
     if how == "add":
         name = draw(
             st.sampled_from(
@@ -293,12 +316,6 @@ def _mutation(draw: Any, run: str) -> list[Step]:
     return [("move", root_of(run), f"stores/{new}{'' if new.endswith('partial') else '.zarr'}")]
 
 
-def _dumped(value: Any) -> str:
-    import json
-
-    return json.dumps(value)
-
-
 @st.composite
 def cases(draw: Any) -> Case:
     """Some runs, one or two of them changed, and a command about them."""
@@ -308,6 +325,8 @@ def cases(draw: Any) -> Case:
     steps: list[Any] = [*world(*runs), ("copy", "planted-gate", "m")]
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 1, 2, 3]))):
         steps += draw(_mutation(run))
+    if draw(st.booleans()):
+        steps.append(("rehash", f"stores/{run}*"))
     if draw(st.sampled_from([False] * 9 + [True])):
         steps.append(
             draw(

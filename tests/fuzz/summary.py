@@ -26,6 +26,7 @@ class Row:
     parsed: bool
     reader: str
     seconds: float
+    said: str
     faults: list[str]
 
     @classmethod
@@ -40,6 +41,7 @@ class Row:
             reached_parser(ended),
             ended.reader,
             round(ended.seconds, 2),
+            ascii(ended.stderr.decode("utf-8", "replace").partition("Error: ")[2])[1:-1][:300],
             found,
         )
 
