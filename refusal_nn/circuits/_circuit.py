@@ -187,7 +187,8 @@ class Circuit:
         Raises
         ------
         RequestError
-            If the dataset holds no circuit, or its labels are not those of its graph.
+            If the dataset holds no circuit, its labels are not those of its graph, or its values no
+            edges and scores.
         """
         if "in_circuit" not in ds:
             held = ", ".join(map(str, ds)) or "nothing"
@@ -196,9 +197,15 @@ class Circuit:
             )
         graph = graph_of(ds.attrs)
         for dim, names in (("src", graph.src), ("dst", graph.dst)):
-            if list(map(str, ds[dim].values)) != [*names]:
+            if dim not in ds.coords or list(map(str, ds[dim].values)) != [*names]:
                 raise RequestError(
                     f"the circuit's {dim} labels are not those of a graph with {graph.sizes}."
+                )
+        for name, kinds in (("in_circuit", "biu"), ("edge_score", "fiu")):
+            if name in ds and (ds[name].dtype.kind not in kinds or ds[name].dims != ("src", "dst")):
+                raise RequestError(
+                    f"the circuit's {name} holds {ds[name].dtype} over {ds[name].dims}, not "
+                    f"{'truth values' if name == 'in_circuit' else 'numbers'} over (src, dst)."
                 )
         scores = ds["edge_score"].values if "edge_score" in ds else None
         own = {*graph.to_attrs(), "n_kept", "n_total"}

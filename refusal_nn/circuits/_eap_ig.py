@@ -29,6 +29,7 @@ from refusal_nn.circuits._discover import alive, supporting
 from refusal_nn.contrasts._metric import KINDS, Metric
 from refusal_nn.errors import RequestError
 from refusal_nn.models._graph import LOGITS, EdgeGraph, dense
+from refusal_nn.prompts._labels import quote
 
 OURS = "refusal_nn"
 """Key of what these files have no place for; their readers ignore it."""
@@ -172,7 +173,9 @@ class CircuitFile:
             raise self._wrong(f"its cfg must give {', '.join(_SIZES)}")
         width = cfg.get("d_model")
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise self._wrong(f"d_model of its cfg is {width!r}, not a whole number of at least 1")
+            raise self._wrong(
+                f"d_model of its cfg is {quote(repr(width))[1:-1]}, not a whole number of at least 1"
+            )
         mine = {key: getattr(self.graph, attribute) for key, attribute in _SIZES.items()}
         theirs = {key: type(mine[key])(cfg[key]) for key in _SIZES}
         if self.d_model is not None:
@@ -180,7 +183,11 @@ class CircuitFile:
         if "n_kv_heads" in self._ours:
             mine["n_kv_heads"] = self.graph.n_kv_heads
             theirs["n_kv_heads"] = self._ours["n_kv_heads"]
-        differing = [f"{k} {theirs[k]} (model: {mine[k]})" for k in mine if mine[k] != theirs[k]]
+        differing = [
+            f"{k} {quote(str(theirs[k]))[1:-1]} (model: {mine[k]})"
+            for k in mine
+            if mine[k] != theirs[k]
+        ]
         if differing:
             raise RequestError(
                 f"circuit file {self.name!r} is of another model: {', '.join(differing)}; give the "
@@ -192,7 +199,7 @@ class CircuitFile:
             if found and wanted and found != wanted:
                 raise RequestError(
                     f"circuit file {self.name!r} is of another model: it was made from "
-                    f"{str(self._ours.get('model', 'one'))!r}, whose {key} differs from that of "
+                    f"{quote(str(self._ours.get('model', 'one')))}, whose {key} differs from that of "
                     f"{str(model.get('model', 'this model'))!r}; give the model it was made from."
                 )
 
@@ -204,22 +211,26 @@ class CircuitFile:
         for node, entry in nodes.items():
             neurons = entry.get("neurons", []) if isinstance(entry, dict) else None
             if not isinstance(neurons, list):
-                raise self._wrong(f"node {node!r} must be an object, and its neurons a list")
+                raise self._wrong(
+                    f"node {quote(str(node))} must be an object, and its neurons a list"
+                )
             if not all(neurons):
-                raise self._neurons(node)
+                raise self._neurons(quote(str(node))[1:-1])
         kept = np.zeros(full.mask.shape, dtype=bool)
         scores = np.where(full.mask, 0.0, np.nan)
         index = {f"{src}->{dst}": full.index(src, dst) for src, dst in full.edges()}
         for edge, entry in edges.items():
             if edge not in index:
-                raise self._wrong(f"it has an edge {edge!r} that its graph has not")
+                raise self._wrong(f"it has an edge {quote(str(edge))} that its graph has not")
             try:
                 inside, score = entry["in_graph"], float(entry["score"])
-            except (TypeError, KeyError, ValueError):
-                why = f"edge {edge!r} needs a number 'score' and 'in_graph'"
+            except (TypeError, KeyError, ValueError, OverflowError):
+                why = f"edge {quote(edge)} needs a number 'score' and 'in_graph'"
                 raise self._wrong(why) from None
             if not isinstance(inside, bool):
-                raise self._wrong(f"'in_graph' of edge {edge!r} is {inside!r}, not true or false")
+                raise self._wrong(
+                    f"'in_graph' of edge {quote(edge)} is {quote(repr(inside))[1:-1]}, not true or false"
+                )
             kept[index[edge]], scores[index[edge]] = inside, score
         return kept, scores
 
@@ -275,11 +286,11 @@ class CircuitFile:
         """Attributes of the metric the file names, found to be one."""
         if self._ours["metric"] not in KINDS:
             raise self._wrong(
-                f"its metric is {self._ours['metric']!r}, not one of {', '.join(KINDS)}"
+                f"its metric is {quote(str(self._ours['metric']))}, not one of {', '.join(KINDS)}"
             )
         try:
             return Metric.from_attrs(self._ours).to_attrs()
-        except (TypeError, ValueError) as error:
+        except RequestError as error:
             raise self._wrong(f"its metric cannot be read ({error})") from None
 
     def _wrong(self, why: str) -> RequestError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refusal_nn._files import kind_at, parse_json, quoted, read_bytes
 from refusal_nn.circuits import _diagrams, _eap_ig, _neuronpedia
 from refusal_nn.errors import RequestError
 from refusal_nn.models._graph import EdgeGraph
@@ -70,14 +72,18 @@ def export(
     target = Path(path)
     kind = _format_of(target, format)
     known = {k: str(v) for k, v in (model if model is not None else circuit.attrs).items()}
-    if not target.parent.is_dir():
+    if kind_at(target.parent) != "folder":
         raise RequestError(
-            f"there is no folder {str(target.parent)!r} to export to; make it first."
+            f"there is no folder {quoted(target.parent)} to export to; make it first."
         )
-    if target.exists():
-        raise RequestError(f"{str(target)!r} exists; choose another file or delete it first.")
+    if os.path.lexists(target):  # a link that leads nowhere, too
+        raise RequestError(f"{quoted(target)} exists; choose another file or delete it first.")
     if kind.startswith("eap-ig"):
         width = d_model if d_model is not None else circuit.attrs.get("d_model")
+        if isinstance(width, bool) or not isinstance(width, int | None):
+            raise RequestError(
+                f"the width of the residual stream is {quoted(str(width))}, no whole number; pass d_model."
+            )
         if width is None:
             raise RequestError(
                 "the EAP-IG formats state the width of the residual stream, which this circuit does "
@@ -131,20 +137,30 @@ def read(path: str | Path, of: EdgeGraph | Model, *, groups: str = "same") -> Ci
     if not isinstance(of, EdgeGraph):
         identity = {k: str(v) for k, v in of.identity().items()}
         belongs = {"graph": EdgeGraph.of(of.arch), "model": identity, "d_model": of.d_model}
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise RequestError(
-            f"circuit file {str(source)!r} cannot be read ({error.strerror or error})."
-        ) from error
+    data = read_bytes(source, what="circuit file")
     kind = _format_of(source, None)
     if kind not in READABLE:
         raise RequestError(
             f"{source.name!r} is a drawing: {kind} is only written; give a .json or .pt file."
         )
     tensors = kind == "eap-ig-pt"
-    tree = _load_pt(source) if tensors else _load_json(data, source)
-    return _eap_ig.CircuitFile(source.name, tree, **belongs).circuit(tensors=tensors, groups=groups)
+    tree = _load_pt(data, source) if tensors else _load_json(data, source)
+    file = _eap_ig.CircuitFile(source.name, tree, **belongs)
+    try:
+        return file.circuit(tensors=tensors, groups=groups)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise RequestError(
+            f"circuit file {quoted(source.name)} is not as EAP-IG writes them ({reason}); export it again "
+            "from there, or with `refusal-nn circuit export`."
+        ) from error
 
 
 def _format_of(path: Path, given: str | None) -> str:
@@ -152,7 +168,7 @@ def _format_of(path: Path, given: str | None) -> str:
     if kind not in FORMATS:
         ends = ", ".join(end for ends in FORMATS.values() for end in ends)
         raise RequestError(
-            f"cannot tell the format of circuit file {path.name!r}; end it in {ends}, or name one of "
+            f"cannot tell the format of circuit file {quoted(path.name)}; end it in {ends}, or name one of "
             f"{', '.join(FORMATS)}."
         )
     return str(kind)
@@ -160,7 +176,14 @@ def _format_of(path: Path, given: str | None) -> str:
 
 def _as_json(tree: Any, *, indent: int | None) -> bytes:
     # allow_nan: what cannot be written as JSON must fail here, not in another program
-    return (json.dumps(tree, indent=indent, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    try:
+        text = json.dumps(tree, indent=indent, allow_nan=False, ensure_ascii=False)
+        return f"{text}\n".encode()
+    except ValueError as error:  # a score that is no number, half of a character
+        raise RequestError(
+            "the circuit holds what JSON cannot say (a number that is not finite, or half of a "
+            "character); discover it again."
+        ) from error
 
 
 def _as_pt(tree: Any) -> bytes:
@@ -174,12 +197,7 @@ def _as_pt(tree: Any) -> bytes:
 
 
 def _load_json(data: bytes, source: Path) -> Any:
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(
-            f"circuit file {source.name!r} is not JSON ({' '.join(str(error).split())[:120]})."
-        ) from error
+    tree = parse_json(data, what=f"circuit file {quoted(source.name)}")
     if isinstance(tree, dict) and "links" in tree and "qParams" in tree:
         raise RequestError(
             f"{source.name!r} is a Neuronpedia graph, which is only written; give the EAP-IG .json "
@@ -188,21 +206,17 @@ def _load_json(data: bytes, source: Path) -> Any:
     return tree
 
 
-def _load_pt(source: Path) -> Any:
-    import pickle
+def _load_pt(data: bytes, source: Path) -> Any:
+    import io
     import warnings
-    import zipfile
 
     import torch
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other pickle protocols: they load or they do not
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError,
-        AttributeError, IndexError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files end in errors of many types
         raise RequestError(
             f"circuit file {source.name!r} does not hold tensors and plain data only, so it was not "
             f"loaded ({' '.join(str(error).split())[:120]}); export it again from EAP-IG, or give its "

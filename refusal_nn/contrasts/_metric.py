@@ -171,15 +171,28 @@ class Metric:
 
     @classmethod
     def from_attrs(cls, attrs: Any) -> Metric:
-        """The metric that :meth:`to_attrs` described."""
-        direction = attrs.get("metric_direction")
-        return cls(
-            str(attrs["metric"]),
-            tuple(int(t) for t in attrs["metric_tokens"]),
-            tuple(int(t) for t in attrs["metric_against"]),
-            None if direction is None else np.asarray(direction, dtype=np.float64),
-            attrs.get("metric_layer"),
-        )
+        """The metric that :meth:`to_attrs` described.
+
+        Raises
+        ------
+        RequestError
+            If they describe none.
+        """
+        kind, direction, layer = (attrs.get(f"metric{k}") for k in ("", "_direction", "_layer"))
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise RequestError(
+                f"the attributes describe no metric: it is none of {', '.join(KINDS)}."
+            )
+        tokens, against = (_plain_ids(attrs.get(f"metric_{s}")) for s in ("tokens", "against"))
+        wanted = {"refusal-log-odds": (True, False), "logit-difference": (True, True)}
+        if (bool(tokens), bool(against)) != wanted.get(kind, (False, False)):
+            raise RequestError(f"the attributes describe no metric: {kind} with other tokens.")
+        if (direction is None) == (kind == "projection"):
+            raise RequestError(f"the attributes describe no metric: {kind} with no such direction.")
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, Integral)):
+            raise RequestError("the attributes describe no metric: its layer is no whole number.")
+        vector = None if direction is None else _plain_vector(direction)
+        return cls(kind, tokens, against, vector, None if layer is None else int(layer))
 
 
 def resolve_metric(
@@ -216,6 +229,33 @@ def resolve_metric(
         metric = Metric.refusal_log_odds(tokens)
     metric.check(model)
     return metric
+
+
+def _plain_ids(tokens: Any) -> tuple[int, ...]:
+    """Token ids as attributes hold them, which a stranger may have written."""
+    given = tokens.tolist() if isinstance(tokens, np.ndarray) else tokens
+    if not isinstance(given, list | tuple):
+        raise RequestError("the attributes describe no metric: its tokens are no list.")
+    if any(
+        isinstance(t, bool) or not isinstance(t, int | np.integer) or not 0 <= t < 1 << 31
+        for t in given
+    ):
+        raise RequestError("the attributes describe no metric: its tokens are no token ids.")
+    if len(set(given)) < len(given):
+        raise RequestError("the attributes describe no metric: it names a token twice.")
+    return tuple(map(int, given))
+
+
+def _plain_vector(direction: Any) -> np.ndarray:
+    try:
+        vector = np.asarray(direction, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        vector = np.empty(0)
+    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all() or not vector.any():
+        raise RequestError(
+            "the attributes describe no metric: its direction is no vector of finite numbers."
+        )
+    return vector
 
 
 def _ids(tokens: Sequence[int], kind: str) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -189,12 +190,13 @@ class Intervention:
             out = tuple(int(v) for v in given)
             if any(v != o for v, o in zip(given, out, strict=True)):
                 raise ValueError("not whole")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise self._error(f"{name} must be whole numbers, got {values!r}.") from error
         if not out:
             raise self._error(f"{name} is empty; leave it out to mean all of them.")
-        if twice := [v for i, v in enumerate(out) if v in out[:i]]:
-            raise self._error(f"{name} names {twice[0]} twice; name each once.")
+        if len(set(out)) < len(out):
+            twice = next(v for v, n in Counter(out).items() if n > 1)
+            raise self._error(f"{name} names {twice} twice; name each once.")
         return out
 
     def _vector(self, name: str, value: Any) -> np.ndarray:

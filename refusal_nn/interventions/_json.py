@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from refusal_nn._files import parse_json
 from refusal_nn.errors import InterventionError
 from refusal_nn.interventions._function import FunctionIntervention
 from refusal_nn.interventions._intervention import Intervention
@@ -42,11 +44,19 @@ def from_json(text: str) -> list[Intervention]:
     InterventionError
         If the text is not a list of known interventions, or one of them is a function of the user's.
     """
+    if not isinstance(text, str):
+        raise InterventionError("not a list of interventions in JSON: no text.")
     try:
-        items = json.loads(text)
+        items = parse_json(text, what="a record of interventions", error=InterventionError)
+    except InterventionError as error:
+        raise InterventionError(f"not a list of interventions in JSON: {error}") from error
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise InterventionError("not a list of interventions in JSON: it holds something else.")
+    try:
         return [_decode(item) for item in items]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InterventionError(f"not a list of interventions in JSON: {error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InterventionError(f"not a list of interventions in JSON: {reason}.") from error
 
 
 def _decode(item: dict[str, Any]) -> Intervention:
@@ -59,7 +69,20 @@ def _decode(item: dict[str, Any]) -> Intervention:
         )
     cls = _KINDS[fields.pop("kind")]
     for name, value in fields.items():
-        if isinstance(value, dict) and "float64" in value:
-            raw = np.frombuffer(base64.b64decode(value["float64"]), dtype="<f8")
-            fields[name] = raw.reshape(value["shape"]).copy()
+        if isinstance(value, dict):
+            fields[name] = _array(name, value)
+        elif isinstance(value, float | bool) and name != "coefficient":
+            raise ValueError(f"{name} is {value!r}")
     return cls(**fields)
+
+
+def _array(name: str, value: dict[str, Any]) -> np.ndarray:
+    shape = value.get("shape")
+    if set(value) != {"shape", "float64"} or not isinstance(shape, list):
+        raise ValueError(f"{name} is no array")
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape) or len(shape) > 8:
+        raise ValueError(f"the shape of {name} is none")
+    raw = base64.b64decode(value["float64"], validate=True)
+    if len(raw) != 8 * prod(shape):
+        raise ValueError(f"{name} has {len(raw)} bytes for another shape")
+    return np.frombuffer(raw, dtype="<f8").reshape(shape).copy()

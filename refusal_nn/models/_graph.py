@@ -147,15 +147,25 @@ class EdgeGraph:
         Raises
         ------
         RequestError
-            If a size is missing.
+            If a size is missing, no whole number, or larger than that of any model.
         """
         missing = [name for name in _SIZES if name not in attrs]
         if missing:
             raise RequestError(
                 f"the attributes do not describe a graph: {', '.join(missing)} missing."
             )
-        sizes = {name: int(attrs[name]) for name in _SIZES[:-1]}
-        return cls(**sizes, parallel=bool(attrs["parallel"]))
+        sizes: dict[str, int] = {}
+        for name in _SIZES[:-1]:
+            value = attrs[name]
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise RequestError(f"the attributes describe no graph: {name} is no whole number.")
+            sizes[name] = int(value)
+        parallel = attrs["parallel"]
+        if not isinstance(parallel, bool | np.bool_) and parallel not in (0, 1):
+            raise RequestError(
+                "the attributes describe no graph: parallel is neither true nor false."
+            )
+        return cls(**sizes, parallel=bool(parallel))
 
     def to_attrs(self) -> dict[str, Any]:
         """The kind and the sizes that define the graph, as plain data."""

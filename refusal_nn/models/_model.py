@@ -127,9 +127,9 @@ class Model:
 
     @property
     def pad_token(self) -> int:
-        """Token id used for padding; masked, so its value does not matter."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad) if pad is not None else (self.eos_tokens or [0])[0]
+        """Token id used for padding; masked, so its value does not matter if the model has it."""
+        found = [self.tokenizer.pad_token_id, *self.eos_tokens]
+        return next((int(i) for i in found if i is not None and 0 <= i < self.arch.vocab_size), 0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

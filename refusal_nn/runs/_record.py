@@ -21,6 +21,7 @@ from refusal_nn.errors import (
 )
 from refusal_nn.runs._analysis import Analysis, declared_by
 from refusal_nn.runs._keeping import Keeping
+from refusal_nn.runs._limits import check_prompts
 from refusal_nn.runs._request import Request, request_of
 from refusal_nn.runs._used import split_used
 
@@ -73,6 +74,7 @@ def record(
     declared = declared_by(function)
     request = request_of(declared, declared.bind(args, kwargs), keep.stores, made_from)
     if request.model is not None:
+        check_prompts(request.model, request.arguments)
         request.model.backend.learn_dtype(request.model)
     inputs = [{"run": result.name, "hash": result.hash} for result in request.inputs]
     facts = {
@@ -136,7 +138,9 @@ def _work(
             result = declared.function(**arguments)
         groups = split_used(_groups(result))
     except WorkError as error:
-        if not isinstance(error, BackendError):  # a server may answer another time
+        # a server may answer another time; here the same batch fails again
+        elsewhere = request.model is not None and request.model.backend.name == "ndif"
+        if not (elsewhere and isinstance(error, BackendError)):
             recorder.abandon()
         raise
     except StoreError:

@@ -23,6 +23,7 @@ from refusal_nn.tracing._batch import (
 )
 from refusal_nn.tracing._check import check_requests, judge_check, residual_error, verify
 from refusal_nn.tracing._jobs import Answers, Handle, Passes, Work
+from refusal_nn.tracing._limits import check_length, context_length
 from refusal_nn.tracing._loop import Optimizer, Steps
 from refusal_nn.tracing._plan import Capture, Ref, Start, build_plan
 from refusal_nn.tracing._run import (
@@ -50,8 +51,10 @@ __all__ = [
     "build_plan",
     "capture",
     "capture_tokens",
+    "check_length",
     "check_requests",
     "completions",
+    "context_length",
     "forward_request",
     "generate",
     "generate_request",

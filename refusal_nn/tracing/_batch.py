@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from refusal_nn.errors import RequestError
+from refusal_nn.tracing._limits import check_length
 from refusal_nn.tracing._plan import Capture, Start, build_plan
 
 if TYPE_CHECKING:
@@ -211,7 +212,13 @@ def forward_request(
     after : (str, mapping), optional
         A function of ``refusal_nn.shipped.table.AFTER`` and its arguments: it makes results of the
         captures before the pass is forgotten.
+
+    Raises
+    ------
+    PromptError
+        If a row is longer than the model's context.
     """
+    check_length(model, max(batch.lengths))
     on_logits = [c for c in captures if c.site == "logits"]
     last = (
         bool(on_logits)
@@ -248,9 +255,12 @@ def generate_request(
     ------
     RequestError
         If the batch is padded on the right: a model cannot continue from padding.
+    PromptError
+        If a row, with its completion, is longer than the model's context.
     """
     if batch.padding_side != "left":
         raise RequestError("generation needs left padding; pad with padding_side='left'.")
+    check_length(model, max(batch.lengths), max_new_tokens)
     plan = build_plan(model.arch, interventions, batch=batch, dtype=model.dtype)
     options: dict[str, Any] = {
         **plain_greedy(),
