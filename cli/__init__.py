@@ -20,7 +20,7 @@ from refusal_nn.cli import _signals
 from refusal_nn.cli._ending import Ended, log_ending, wants_json
 from refusal_nn.cli._options import STDOUT
 from refusal_nn.cli._others import OtherNoun, other_nouns, refuse_verb, with_others
-from refusal_nn.cli._output import PRINTED, show
+from refusal_nn.cli._output import PRINTED, Page, show
 from refusal_nn.cli._request import ARGV
 from refusal_nn.cli._words import check_words
 from refusal_nn.errors import Detached, RefusalNNError
@@ -42,7 +42,7 @@ NOUNS = (
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class Root(click.Group):
+class Root(Page, click.Group):
     """The nouns, imported by file name; the one place that catches what ends a command."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
@@ -103,10 +103,6 @@ class Root(click.Group):
             log_ending(error)
             asked = STDOUT in ctx.meta or wants_json(self, ctx, ctx.meta[ARGV])
             raise Ended(error, as_json=asked and PRINTED not in ctx.meta) from error
-
-    def get_help(self, ctx: click.Context) -> str:
-        """The help page; parts of it may come from installed packages."""
-        return printable(super().get_help(ctx))
 
 
 @click.group(

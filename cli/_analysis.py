@@ -32,7 +32,8 @@ from refusal_nn.cli._options import (
     take_loading,
     together,
 )
-from refusal_nn.cli._output import Table, show_run
+from refusal_nn.cli._output import Page, Table, show_run
+from refusal_nn.cli._types import AnyReal, AnyWhole, Real, Whole
 
 if TYPE_CHECKING:
     from refusal_nn.runs import Run
@@ -42,7 +43,7 @@ Show = Callable[..., None]
 """``show(run, **own)`` prints a run; ``own`` are the options that are the command's alone."""
 
 top_option = click.option(
-    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show."
+    "--top", type=Whole(min=0), default=10, show_default=True, help="Rows to show."
 )
 _INPUT_MODEL = "Default: the model the input run was made with; a folder has to be given again."
 _PAIRS = "Contrast pairs: a name or a CSV, JSON or JSONL file."
@@ -53,7 +54,7 @@ _LOADED = {
 _SHARED = {"batch_size": batch_size_option, "seed": seed_option}
 
 
-class AnalysisCommand(click.Command):
+class AnalysisCommand(Page):
     """The command of an analysis, which can also print a run that was made otherwise.
 
     Attributes
@@ -198,7 +199,7 @@ def _option(parameter: Parameter, more: Mapping[str, Any]) -> Decorator:
     elif kind.startswith("Sequence["):
         told["metavar"] = "LIST"
     else:
-        told.setdefault("type", {"int": int, "float": float}.get(kind, str))
+        told.setdefault("type", {"int": AnyWhole(), "float": AnyReal()}.get(kind, str))
     told |= more
     if "default" in more:
         told |= {"required": False, "show_default": True}
@@ -208,7 +209,7 @@ def _option(parameter: Parameter, more: Mapping[str, Any]) -> Decorator:
 def _range(kind: str, left: str, low: str, high: str, right: str) -> click.ParamType:
     """The numbers of a documented interval."""
     largest = None if high == "inf" else ast.literal_eval(high)
-    number = click.IntRange if kind == "int" else click.FloatRange
+    number = Whole if kind == "int" else Real
     return number(ast.literal_eval(low), largest, min_open=left == "(", max_open=right == ")")
 
 

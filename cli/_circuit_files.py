@@ -9,6 +9,7 @@ import click
 
 from refusal_nn.cli._options import config_option, json_option, output_option, stores_option
 from refusal_nn.cli._output import Table, show
+from refusal_nn.cli._types import Real, Whole
 
 if TYPE_CHECKING:
     from refusal_nn.circuits import Circuit
@@ -18,7 +19,7 @@ FORMATS = ("eap-ig-json", "eap-ig-pt", "graphml", "dot", "neuronpedia")
 
 consensus_option = click.option(
     "--consensus",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Real(0, 1, min_open=True),
     metavar="SHARE",
     help="The edges that at least this share of resamples keep, instead of the circuit.",
 )
@@ -64,7 +65,7 @@ def export_command(
 @click.argument("circuit")
 @click.option(
     "--edges",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=20,
     show_default=True,
     metavar="N",

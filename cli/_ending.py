@@ -194,7 +194,7 @@ def _hint(command: str) -> str:
 
 def _sentence(text: str) -> str:
     """A message of click, which writes choices one a line."""
-    return " ".join(text.replace("\n\t", " ").split("\n"))
+    return text.replace("\n\t", " ")
 
 
 def _cut(text: str, longest: int = _LONGEST) -> str:

@@ -9,12 +9,12 @@ import contextlib
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from refusal_nn.cli._config import read_config
+from refusal_nn.cli._types import Folder, NewFile, Real, Whole
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,7 +79,7 @@ json_option = click.option(
 
 stores_option = click.option(
     "--stores",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Folder(),
     default="stores",
     show_default=True,
     metavar="DIR",
@@ -87,12 +87,16 @@ stores_option = click.option(
 )
 
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every draw."
+    "--seed",
+    type=Whole(min=0, largest=2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of every draw.",
 )
 
 batch_size_option = click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     metavar="N",
     help="Rows in one forward pass: speed and memory, not results. Default: by the model's width.",
 )
@@ -109,7 +113,7 @@ model_option = partial(
 output_option = partial(
     click.option,
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NewFile(),
     metavar="FILE",
 )
 """``--output``; takes what else :func:`click.option` does."""
@@ -137,7 +141,7 @@ _server_options = together(
     host_option,
     click.option(
         "--deadline",
-        type=click.FloatRange(0, min_open=True),
+        type=Real(0, min_open=True, largest=1e8),
         metavar="SECONDS",
         help="Give up when no job gave news for so long; default 1800. [ndif]",
     ),

@@ -7,6 +7,7 @@ import click
 from refusal_nn._analyses import others
 from refusal_nn._signature import read_signature
 from refusal_nn.cli._analysis import analysis_command, show_sizes
+from refusal_nn.cli._output import Page
 from refusal_nn.errors import RequestError
 
 
@@ -25,7 +26,7 @@ def targets_of(noun: str) -> dict[str, str]:
     }
 
 
-class OtherNoun(click.Group):
+class OtherNoun(Page, click.Group):
     """The analyses of one noun, each a command made from its declaration.
 
     Parameters
@@ -91,4 +92,4 @@ def _broken(name: str, reason: str) -> click.Command:
     def fail() -> None:
         raise RequestError(reason)
 
-    return click.Command(name, callback=fail, help=f"Broken: {reason}", no_args_is_help=False)
+    return Page(name, callback=fail, help=f"Broken: {reason}", no_args_is_help=False)

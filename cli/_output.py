@@ -38,6 +38,14 @@ class Table:
     empty: str = "nothing to list"
 
 
+class Page(click.Command):
+    """A command whose help page may quote an installed package."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The page, escaped."""
+        return printable(super().get_help(ctx))
+
+
 def show(document: Any, *parts: Table | str | PurePath, notices: Iterable[str] = ()) -> None:
     """Print what a command found: the document where JSON was asked for, else the parts in order.
 
@@ -124,7 +132,13 @@ def confirm(question: str) -> None:
     click.Abort
         If it is not.
     """
-    click.confirm(one_line(question), abort=True, err=True)
+    try:
+        confirmed = click.confirm(one_line(question), err=True)
+    except click.Abort:
+        write("", err=True)  # ends the line of the question
+        raise
+    if not confirmed:
+        raise click.Abort
 
 
 def print_table(
@@ -156,10 +170,9 @@ def print_table(
         return
     columns = list(rows[0]) if columns is None else columns
     cells = [[r[c] for c in columns] if isinstance(r, Mapping) else list(r) for r in rows]
-    heading = None if title is None else Text(one_line(title), style="table.title")
-    table = Table(
-        title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False
-    )
+    if title is not None:
+        write(one_line(title))
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in cells)
         head = Text(one_line(column))

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from refusal_nn._terminal import one_line
+
 Report = Callable[[str, int, int], None]
 
 
@@ -19,8 +21,10 @@ def progress() -> Iterator[Report | None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    note = TextColumn("{task.fields[note]}")
+    # not as markup: a server's words are shown, brackets and all
+    said = TextColumn("{task.description}", markup=False)
+    columns = (said, BarColumn(), MofNCompleteColumn())
+    note = TextColumn("{task.fields[note]}", markup=False)
     with Progress(*columns, TimeElapsedColumn(), note, console=Console(stderr=True)) as bars:
         yield _Bars(bars)
 
@@ -35,7 +39,7 @@ class _Bars:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks or done == 0:
-            text = stage.replace("_", " ")
+            text = one_line(stage.replace("_", " "))
             self._tasks[stage] = self._bars.add_task(text, total=total, note="")
         self._last = self._tasks[stage]
         note = {"note": ""} if done == total else {}
@@ -44,4 +48,4 @@ class _Bars:
     def status(self, line: str) -> None:
         """Show a line about jobs on a server."""
         if self._last is not None:
-            self._bars.update(self._last, note=line)
+            self._bars.update(self._last, note=one_line(line))

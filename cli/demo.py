@@ -21,6 +21,7 @@ from refusal_nn.cli._options import (
     take_loading,
 )
 from refusal_nn.cli._output import Table, show
+from refusal_nn.cli._types import Whole
 
 
 @click.command(name="demo")
@@ -34,7 +35,7 @@ from refusal_nn.cli._output import Table, show
 @json_option
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=64,
     show_default=True,
     metavar="N",

@@ -11,6 +11,7 @@ import click
 
 from refusal_nn.cli._options import config_option, json_option, seed_option, together
 from refusal_nn.cli._output import Table, show
+from refusal_nn.cli._types import NewFile, Whole
 
 HARMS = ("harmful", "harmless")
 STYLES = ("toxic", "hard", "safe")
@@ -81,9 +82,7 @@ def prompts_list() -> None:
 @click.option("--harm", type=click.Choice(HARMS), help="Only these.")
 @click.option("--style", type=click.Choice(STYLES), multiple=True, help="Only this; repeatable.")
 @click.option("--split", type=click.Choice(SPLITS), multiple=True, help="Only this; repeatable.")
-@click.option(
-    "-n", "--limit", type=click.IntRange(min=1), metavar="N", help="A stratified sample of N."
-)
+@click.option("-n", "--limit", type=Whole(min=1), metavar="N", help="A stratified sample of N.")
 @seed_option
 @json_option
 def prompts_show(prompts: str, limit: int | None, seed: int, **labels: Any) -> None:
@@ -146,7 +145,7 @@ def prompts_stats(prompts: str, **reading: Any) -> None:
 
 @command.command(name="build")
 @click.argument("source")
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("out", type=NewFile())
 @reading_options
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @config_option

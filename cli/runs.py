@@ -12,7 +12,8 @@ import click
 from refusal_nn.cli._analysis import show_as_command
 from refusal_nn.cli._inputs import keeping
 from refusal_nn.cli._options import again_options, json_option, stores_option, with_limits
-from refusal_nn.cli._output import Table, notice, show
+from refusal_nn.cli._output import Table, confirm, notice, show
+from refusal_nn.cli._types import NewFile
 from refusal_nn.errors import RequestError
 
 _FOR_SERVERS = ("host", "plain_http", "deadline", "detach")
@@ -180,7 +181,7 @@ def runs_rerun(name: str, new: str, stores: Path, inputs: Sequence[str], **loadi
 
 @command.command(name="export")
 @name_argument
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("out", type=NewFile())
 @stores_option
 @click.option(
     "--format", "kind", type=click.Choice(["netcdf", "csv"]), help="Default: by OUT's ending."
@@ -207,7 +208,7 @@ def runs_rm(names: Sequence[str], stores: Path, yes: bool) -> None:
 
     paths = [run_path(stores, name) for name in names]
     if not yes:
-        click.confirm(f"Delete {', '.join(names)}?", abort=True, err=True)
+        confirm(f"Delete {', '.join(names)}?")
     removed = [remove(path) for path in paths]
     show([{"removed": path} for path in removed])
     for path in removed:

@@ -8,6 +8,7 @@ code.
 import importlib.abc
 import io
 import os
+import signal
 import struct
 import sys
 from typing import Any
@@ -65,6 +66,7 @@ def run(model: Any, blob: bytes, execute: bool) -> dict[str, Any]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this and ends it
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever libraries print must not mix with replies
     sys.meta_path.insert(0, Missing())

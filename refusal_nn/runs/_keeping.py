@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refusal_nn._files import quoted
 from refusal_nn.errors import RequestError
 
 if TYPE_CHECKING:
     from refusal_nn.store import Progress
 
+LONGEST_NAME = 200
+"""Most characters: the names of a run's folders and drafts are longer, and 255 bytes are allowed."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -25,7 +28,7 @@ class Keeping:
         Folder of runs.
     name : str, optional
         Name of the run; default ``<noun>-<verb>-<model>-<8 of the fingerprint>``. Letters, digits,
-        ``.``, ``_`` and ``-``, beginning with a letter or digit.
+        ``.``, ``_`` and ``-``, beginning with a letter or digit, at most 200 characters.
     command : str
         The command line for provenance, free of machine paths.
     resume : bool
@@ -52,7 +55,12 @@ class Keeping:
             not _NAME.fullmatch(self.name) or self.name.endswith((".zarr", ".partial"))
         ):
             raise RequestError(
-                f"{self.name!r} cannot be the name of a run; use letters, digits, '.', '_' and '-', "
+                f"{quoted(self.name)} cannot be the name of a run; use letters, digits, '.', '_' and '-', "
                 "beginning with a letter or digit and without .zarr at the end (the folder is "
                 "--stores)."
+            )
+        if self.name is not None and len(self.name) > LONGEST_NAME:
+            raise RequestError(
+                f"the name {quoted(self.name)} has {len(self.name)} characters; a run's has at most "
+                f"{LONGEST_NAME}, so give a shorter --name."
             )

@@ -94,7 +94,7 @@ def default_name(noun: str, verb: str, model: str, fingerprint: str) -> str:
     >>> default_name("direction", "extract", "org/Some Model", "0123456789abcdef")
     'direction-extract-org-Some-Model-01234567'
     """
-    slug = re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")
+    slug = re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")[:100]
     return f"{noun}-{verb}-{slug}-{fingerprint[:8]}"
 
 

@@ -1,0 +1,114 @@
+"""Types of option values: numbers that can be computed with, places that can be written to."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refusal_nn._files import quoted
+
+LARGEST = 2**31 - 1
+"""The largest whole number that an option takes, unless it says otherwise."""
+
+
+class Whole(click.IntRange):
+    """A whole number within bounds, and no larger than can be counted to; parameters of click's.
+
+    Parameters
+    ----------
+    largest : int
+        What help pages do not mention.
+    """
+
+    def __init__(self, *args: Any, largest: int = LARGEST, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.largest = largest
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """The number."""
+        return _bounded(self, super().convert(value, param, ctx), self.largest, param, ctx)
+
+
+class Real(click.FloatRange):
+    """A number within bounds: neither infinite nor NaN; parameters as :class:`Whole`."""
+
+    def __init__(self, *args: Any, largest: float = math.inf, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.largest = largest
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """The number."""
+        return _bounded(self, super().convert(value, param, ctx), self.largest, param, ctx)
+
+
+class AnyWhole(type(click.INT)):  # type: ignore[misc]
+    """A whole number of either sign, as :class:`Whole`."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The number."""
+        return _bounded(self, super().convert(value, param, ctx), LARGEST, param, ctx)
+
+
+class AnyReal(type(click.FLOAT)):  # type: ignore[misc]
+    """A number that is neither infinite nor NaN."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The number."""
+        return _bounded(self, super().convert(value, param, ctx), math.inf, param, ctx)
+
+
+class Folder(click.Path):
+    """A folder that is there, or can be made: what is in its way is said before anything is done."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """The path."""
+        return _free(self, Path(os.fsdecode(super().convert(value, param, ctx))), param, ctx)
+
+
+class NewFile(click.Path):
+    """A plain file to write; its folder is there, or can be made."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """The path."""
+        path = _free(self, Path(os.fsdecode(super().convert(value, param, ctx))), param, ctx)
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            self.fail(f"{quoted(path)} is no plain file; choose another.", param, ctx)
+        if not path.name:
+            self.fail(f"{quoted(path)} is no file; choose another.", param, ctx)
+        return path
+
+
+def _bounded(kind: click.ParamType, value: Any, largest: float, param: Any, ctx: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        kind.fail(f"{value} is not a finite number.", param, ctx)
+    if abs(value) > largest:
+        kind.fail(f"{value:.6g} is too large; give at most {largest:.10g}.", param, ctx)
+    return value
+
+
+def _free(kind: click.ParamType, path: Path, param: Any, ctx: Any) -> Path:
+    """A path that the system can write to: names of a length it knows, folders where folders must be."""
+    try:
+        path.exists()  # of a loop of links, False
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        kind.fail(f"{quoted(path)}: {error.strerror}; choose another.", param, ctx)
+    there = next((parent for parent in path.parents if parent.exists()), None)
+    if there is not None and not there.is_dir():
+        kind.fail(f"{quoted(there)} is a file, so {quoted(path)} cannot be made.", param, ctx)
+    if there is not None and not path.exists() and not os.access(there, os.W_OK | os.X_OK):
+        kind.fail(f"{quoted(there)} cannot be written to; choose another.", param, ctx)
+    return path
