@@ -37,6 +37,44 @@ _LOOSE = (
 )
 
 
+_NUMBERS = (
+    *("--batch-size", "--seed", "--max-new-tokens", "--top", "--steps", "--draws", "--resamples"),
+    *("--max-heads", "--edges", "--fraction", "--threshold", "--faithfulness", "--confidence"),
+    *(
+        "--consensus",
+        "--kl-max",
+        "--induce-min",
+        "--layer-fraction",
+        "--alpha",
+        "--min-effect",
+        "-n",
+    ),
+    *("--positions", "--layers", "--refusal-tokens", "--against"),
+)
+
+
+def _sizes() -> st.SearchStrategy[str]:
+    """Numbers and lists of them at the ends of what a type can hold, and beyond."""
+    numbers = (
+        "0",
+        "-1",
+        "1",
+        "1e-300",
+        "1e300",
+        "nan",
+        "inf",
+        "-inf",
+        "0x10",
+        "1_0",
+        "٣",
+        " 1",
+        "1.0",
+    )
+    large = ("4294967296", "9223372036854775807", "9223372036854775808", "9" * 25, "9" * 4400)
+    lists = ("-1,-1", "0,", ",", "-99", "99", "-1,0,1", "1" + ",1" * 3000, "all", "none", "-0")
+    return st.sampled_from((*numbers, *large, *lists))
+
+
 @st.composite
 def cases(draw: Any) -> Case:
     """A command line and what it names."""
@@ -51,7 +89,8 @@ def cases(draw: Any) -> Case:
         if how == "add" or at >= len(words):
             words.insert(at, draw(st.one_of(st.sampled_from(_LOOSE), texts())))
         elif how == "value":
-            words[at] = draw(texts())
+            numbers = words[at - 1] in _NUMBERS and draw(st.booleans())
+            words[at] = draw(_sizes() if numbers else texts())
         elif how == "drop":
             del words[at]
         elif how == "double":

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 PROMPTS, PAIRS, TEMPLATE = "prompts.jsonl", "pairs.jsonl", "template.jinja"
 COMPLETE = ("scores", "circuit", "candidates", "table", "selected", "sample")
 PARTIAL = ("begun", "half")
+FAMILIES = ("gpt2", "gemma2", "qwen3_moe")
+"""Tiny random models, beside the embedded ones."""
 _RUNS = {
     "direction score": ["candidates"],
     "direction select": ["table"],

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.commands import COMPLETE, PAIRS, PARTIAL, PROMPTS, TEMPLATE, root_of
+from tests.fuzz.commands import COMPLETE, FAMILIES, PAIRS, PARTIAL, PROMPTS, TEMPLATE, root_of
 
 _LIMITS = ["--kl-max", "1000", "--induce-min", "-1000", "--layer-fraction", "1"]
 _PLANTED = ["--model", "planted-gate", "--pairs", PAIRS, "--refusal-tokens", "I"]
@@ -103,6 +103,7 @@ def _make_runs(folder: Path) -> None:
         log = os.open("log", os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        _save_families(folder)
         for words in _RUNS:
             _run(words, {0})
         for words in _BEGUN.values():
@@ -113,6 +114,15 @@ def _make_runs(folder: Path) -> None:
         print(repr(error), file=sys.stderr, flush=True)
     finally:
         os._exit(code)
+
+
+def _save_families(folder: Path) -> None:
+    from refusal_nn.testing import tiny_module, tiny_tokenizer
+
+    for family in FAMILIES:
+        saved: Any = tiny_module(family)
+        saved.save_pretrained(folder / family)
+        tiny_tokenizer().save_pretrained(folder / family)
 
 
 def _run(words: list[str], codes: set[int]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.fuzz.cases import Case, Step
-from tests.fuzz.commands import world
+from tests.fuzz.commands import FAMILIES, world
 from tests.fuzz.hostile import on_bytes, on_file, on_json, texts, values
 
 PICKLE = b'cbuiltins\nexec\n(S\'open("PWNED", "w").close()\'\ntR.'
@@ -35,6 +35,16 @@ _SIZES = (
     "head_dim",
     "vocab_size",
     "max_position_embeddings",
+    *(
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "n_positions",
+        "n_inner",
+        "num_experts",
+        "num_experts_per_tok",
+    ),
+    *("sliding_window", "layer_types", "query_pre_attn_scalar", "moe_intermediate_size"),
     "rms_norm_eps",
     "rope_theta",
     "rope_parameters",
@@ -251,7 +261,7 @@ def _mutation(draw: Any) -> list[Step]:
 @st.composite
 def cases(draw: Any) -> Case:
     """A model folder and a command that loads it."""
-    model = draw(st.sampled_from(["planted-gate"] * 4 + ["tiny-refuser"]))
+    model = draw(st.sampled_from(["planted-gate"] * 4 + ["tiny-refuser", *FAMILIES]))
     steps: list[Any] = [
         *world(),
         ("copy", model, "m"),

@@ -15,7 +15,9 @@ from tests.fuzz.guard import LEFT
 KEY = "fuzz-key-that-goes-nowhere"
 """``NDIF_API_KEY`` of every case."""
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
-_CACHES = ("home/.cache/", "tmp/torchinductor_")
+LONGEST = 1500
+"""Most characters of one sentence."""
+_CACHES = ("home/.cache/", "home/.config/matplotlib/", "tmp/torchinductor_")
 """What libraries keep; named in docs/security.md."""
 _UNTOLD = ("runs verify", "runs rerun")
 """Commands whose exit code 1 is a finding, told on stdout or stderr, and no error."""
@@ -74,8 +76,15 @@ def faults(argv: Sequence[str], config: str, ended: Ended) -> list[str]:
         found.append(f"bug: {_errors(err)}")
     if ended.code in (0, 1, 2) and not found:
         found += _told(argv, ended.code, out, err)
-    found += [f"{what}: {value}" for what, value in ended.notes if not _typed(argv, config, what)]
+    found += [
+        f"{what}: {value}" for what, value in ended.notes if not _typed(argv, config, what, value)
+    ]
     found += _changes(argv, config, ended)
+    if ended.code == 2 and (left := _left(ended)):
+        found.append(f"a request that cannot succeed left {left}")
+    listed = ended.code in (1, 2) and tuple(argv[:2]) == ("runs", "list")
+    if listed and "Usage: " not in err and "no folder" not in err:
+        found.append("one bad run ended the list")
     for name, text in (("stdout", out), ("stderr", err)):
         if match := _STEERING.search(_without_json_lines(text) if name == "stdout" else text):
             found.append(f"control character {match[0]!r} on {name}")
@@ -118,6 +127,8 @@ def _told(argv: Sequence[str], code: int, out: str, err: str) -> list[str]:
         pass
     elif code and len(at) != 1 and not _bare(argv, err):
         found.append(f"{len(at)} error sentences with exit code {code}: {_last_line(err)}")
+    elif code and at and len(lines[at[0]]) > LONGEST:
+        found.append(f"an error of {len(lines[at[0]])} characters")
     elif code and at and lines[at[0] + 1 :]:
         found.append(f"more after the error: {lines[at[0] + 1][:200]}")
     if json_wanted and not help_wanted and not (json_wanted == "perhaps" and not out):
@@ -163,12 +174,12 @@ def _wants_json(argv: Sequence[str]) -> str:
     return "perhaps" if before is not None and not before.is_flag else "yes"
 
 
-def _typed(argv: Sequence[str], config: str, what: str) -> bool:
+def _typed(argv: Sequence[str], config: str, what: str, value: str) -> bool:
     """Whether what the guard saw is what was asked for in this very command."""
     words = [*argv, *config.split()]
     if what == "network":
         return "ndif" in words or argv[0] == "remote"
-    return what == "program" and "dry-run" in words
+    return what == "program" and ("dry-run" in words or "fc-list" in value)  # matplotlib's fonts
 
 
 def _changes(argv: Sequence[str], config: str, ended: Ended) -> list[str]:
@@ -178,13 +189,19 @@ def _changes(argv: Sequence[str], config: str, ended: Ended) -> list[str]:
         for path in sorted(before.keys() | after.keys()):
             if before.get(path) == after.get(path):
                 continue
-            if f"{place}/{path}/".startswith(_CACHES):
+            if f"{place}/{path}/".startswith(_CACHES) or f"{place}/{path}" == "home/.config":
                 continue
             if place == "work" and any(_under(path, p) for p in _outputs(argv, config)):
                 continue
             how = "made" if path not in before else "removed" if path not in after else "changed"
             found.append(f"{how} {place}/{path[:200]}")
     return found[:3]
+
+
+def _left(ended: Ended) -> str:
+    """A run, or part of one, that was not there before."""
+    before, after = ended.before.get("work", {}), ended.after.get("work", {})
+    return next((p for p in sorted(after.keys() - before.keys()) if ".zarr" in p), "")
 
 
 def _under(path: str, allowed: str) -> bool:
