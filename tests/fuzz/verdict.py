@@ -228,7 +228,7 @@ def _outputs(argv: Sequence[str], config: str) -> list[str]:
                 found.append(word.partition("=")[2])
     if tuple(argv[:2]) in (("runs", "export"), ("prompts", "build"), ("runs", "rm")):
         found += [w for w in argv[2:] if w]
-    for line in config.splitlines():
+    for line in config.lstrip("\ufeff").splitlines():
         key, _, value = line.partition(":")
         if key.strip().strip("\"'-") in ("stores", "output"):
             try:
