@@ -192,7 +192,7 @@ def decompressed(content: bytes, codecs: Sequence[str]) -> bytes:
     """
     if "zstd" not in codecs:
         return content
-    from numcodecs.zstd import decompress
+    from numcodecs.zstd import decompress  # type: ignore[import-untyped]
 
     try:
         return bytes(decompress(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from refusal_nn.store.manifest import locate
 
 REQUEST = "call.json"
 _OLD_REQUEST = "request.json"
-_ATTEMPTS = "attempts.json"
+ATTEMPTS = "attempts.json"
 
 
 def create(
@@ -64,9 +65,9 @@ def create(
 
 def sweep(partial: Path) -> None:
     """Remove drafts left by processes that died while making this partial directory."""
-    for draft in partial.parent.glob(f".{partial.name}-*"):
+    for draft in partial.parent.glob(f".{glob.escape(partial.name)}-*"):
         pid = draft.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isascii() and pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
             shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -97,7 +98,7 @@ def begin_attempt(partial: Path, previous_ended: float | None) -> None:
     if attempts and attempts[-1]["seconds"] is None and previous_ended is not None:
         attempts[-1]["seconds"] = max(0.0, previous_ended - attempts[-1]["started"])
     attempts.append({"started": time.time(), "seconds": None})
-    write_atomically(partial / _ATTEMPTS, json.dumps(attempts).encode())
+    write_atomically(partial / ATTEMPTS, json.dumps(attempts).encode())
 
 
 def spent(partial: Path, running: float) -> tuple[int, float]:
@@ -147,13 +148,13 @@ def typed_before(partial: Path) -> list[str]:
 
 
 def _attempts(partial: Path) -> list[dict[str, Any]]:
-    path = partial / _ATTEMPTS
+    path = partial / ATTEMPTS
     if not os.path.lexists(path):
         return []
     found = own_json(path, of=run_name(partial))
     if not isinstance(found, list) or not all(map(_is_attempt, found)):
         raise StoreError(
-            f"run {run_name(partial)!r} cannot go on: its {_ATTEMPTS} does not hold attempts; remove "
+            f"run {run_name(partial)!r} cannot go on: its {ATTEMPTS} does not hold attempts; remove "
             "the run and begin again."
         )
     return found

@@ -10,7 +10,7 @@ from refusal_nn.errors import StoreError
 from refusal_nn.store._disk import writing
 from refusal_nn.store._lock import Lock
 from refusal_nn.store._names import is_file, run_name
-from refusal_nn.store._partial import REQUEST
+from refusal_nn.store._partial import ATTEMPTS, REQUEST
 from refusal_nn.store.catalogue import find_run
 from refusal_nn.store.manifest import locate, read_attrs, run_hash, stage_progress
 
@@ -101,7 +101,8 @@ def remove(path: str | Path) -> Path:
         raise StoreError(f"{str(folder)!r} is a link; remove what it points to by its own name.")
     if folder.name.endswith(".partial"):
         # empty: killed while being made by an older process; anything else must look like a run
-        if any(folder.iterdir()) and not is_file(folder / REQUEST) and not read_attrs(folder):
+        marked = any(is_file(folder / name) for name in (REQUEST, ATTEMPTS))
+        if any(folder.iterdir()) and not marked and not read_attrs(folder):
             raise StoreError(f"{str(folder)!r} is not a run of refusal_nn; remove it by hand.")
         with writing(folder):
             lock = Lock(folder)
