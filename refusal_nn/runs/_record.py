@@ -131,25 +131,27 @@ def _work(
     arguments = {**request.arguments, **{k: v for k, v in begun.items() if k in request.speed}}
     if "recorder" in declared.signature.parameters:
         arguments["recorder"] = recorder
+    model = request.model
+    elsewhere = model is not None and model.backend.name == "ndif"
     try:
         status = getattr(keep.progress, "status", None)
-        model = request.model
         with nullcontext() if model is None else model.backend.reporting(status, name):
             result = declared.function(**arguments)
         groups = split_used(_groups(result))
     except WorkError as error:
         # a server may answer another time; here the same batch fails again
-        elsewhere = request.model is not None and request.model.backend.name == "ndif"
         if not (elsewhere and isinstance(error, BackendError)):
-            recorder.abandon()
+            # what an analysis found in its numbers it finds again; a full disk has room another time
+            found = type(error) is WorkError and not isinstance(error.__cause__, OSError)
+            recorder.abandon(with_batches=found)
         raise
     except StoreError:
         raise  # of the folder, not of what was asked: it may go on later
     except RequestError as error:
         # prompts found unusable by measuring them stay so, and so do interventions that do not
-        # fit: what was measured serves no other run. A server's refusals may pass, so what it
-        # has computed stays.
-        hopeless = isinstance(error, PromptError | InterventionError)
+        # fit: what was measured serves no other run. Here so does any request that is refused; a
+        # server's refusals may pass, so what it has computed stays.
+        hopeless = not elsewhere or isinstance(error, PromptError | InterventionError)
         recorder.abandon(with_batches=hopeless)
         raise
     # a result says what it was made from, so that it can be saved alone; a run says it itself

@@ -11,7 +11,7 @@ import torch
 
 import refusal_nn as rn
 from refusal_nn import directions, runs
-from refusal_nn.errors import BackendError, ModelError, PromptError, RequestError
+from refusal_nn.errors import BackendError, ModelError, PromptError, RequestError, WorkError
 from refusal_nn.prompts import Prompts
 from refusal_nn.runs import _limits
 from refusal_nn.runs._limits import check_prompts
@@ -140,6 +140,16 @@ def fail(model, prompts: Prompts, *, batch_size: int | None = None, recorder=Non
 def test_a_pass_that_fails_here_leaves_no_run_without_a_batch(model, tmp_path):
     with pytest.raises(BackendError):
         rn.record(fail, model, prompts("a"), keep=rn.Keeping(tmp_path))
+    assert [p.name for p in tmp_path.glob("*.zarr*")] == []
+
+
+def test_what_an_analysis_finds_wanting_leaves_no_run_that_can_never_end(model, tmp_path):
+    # the model refuses none of these, so its refusal tokens cannot be found, however often it is asked
+    answered = rn.load_prompts("tiny-bench").train.harmless[:8]
+    rows = [{**row, "harm": "harmful", "style": "toxic"} for row in answered.to_rows()[:4]]
+    given = Prompts.from_rows([*rows, *answered.to_rows()[4:]])
+    with pytest.raises(WorkError, match="refused none of 4 harmful prompts"):
+        rn.record(directions.extract, model, given, keep=rn.Keeping(tmp_path))
     assert [p.name for p in tmp_path.glob("*.zarr*")] == []
 
 
