@@ -40,7 +40,7 @@ KINDS = {
 }
 """Every kind of error that ``--json`` may name, and what it means."""
 
-_LONGEST = 4000
+_LONGEST = 1500
 """Most characters of a message: it may quote what was typed."""
 _KEPT = (
     "Finished batches are kept: `refusal-nn runs list` shows a partial run and `refusal-nn runs "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from refusal_nn._files import quoted
 
@@ -70,11 +71,14 @@ class Folder(click.Path):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         """The path."""
-        return _free(self, Path(os.fsdecode(super().convert(value, param, ctx))), param, ctx)
+        path = _free(self, Path(os.fsdecode(super().convert(value, param, ctx))), param, ctx)
+        if path.exists() and not path.is_dir():  # a device
+            self.fail(f"{quoted(path)} is no folder; choose another.", param, ctx)
+        return path
 
 
 class NewFile(click.Path):
-    """A plain file to write; its folder is there, or can be made."""
+    """A plain file to write; its folder is there, or can be made. One that exists is named by typing."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False, path_type=Path)
@@ -84,6 +88,12 @@ class NewFile(click.Path):
         path = _free(self, Path(os.fsdecode(super().convert(value, param, ctx))), param, ctx)
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             self.fail(f"{quoted(path)} is no plain file; choose another.", param, ctx)
+        source = ctx and param and ctx.get_parameter_source(param.name)
+        if source is ParameterSource.DEFAULT_MAP and path.exists():
+            text = (
+                f"{quoted(path)} exists, and a config file may not replace a file; type the option."
+            )
+            self.fail(text, param, ctx)
         if not path.name:
             self.fail(f"{quoted(path)} is no file; choose another.", param, ctx)
         return path

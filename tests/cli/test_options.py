@@ -18,6 +18,7 @@ from refusal_nn.cli._options import (
     json_option,
     loading_options,
     model_option,
+    output_option,
     run_options,
     seed_option,
     take_loading,
@@ -42,6 +43,7 @@ def program() -> None:
 @run_options
 @config_option
 @json_option
+@output_option()
 @click.option("--category", multiple=True)
 def probe(**values: Any) -> None:
     """Print what a command receives."""
@@ -224,3 +226,14 @@ def test_no_environment_variable_is_an_option(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(f"{prefix}_SEED", "7")
     got = json.loads(run("--model", "m", "--json").stdout)
     assert (got["loading"]["trust_remote_code"], got["seed"]) == (False, 0)
+
+
+def test_a_file_replaces_no_file_that_is_there(tmp_path: Path) -> None:
+    output = tmp_path / "precious"
+    file = config(tmp_path, f"model: m\noutput: {output}\n")
+    assert run("--config", file).exit_code == 0
+    output.write_text("precious", encoding="utf-8")
+    done = run("--config", file)
+    assert done.exit_code == 2
+    assert "a config file may not replace a file; type the option." in done.stderr
+    assert run("--config", file, "--output", str(output)).exit_code == 0
