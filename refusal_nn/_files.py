@@ -54,13 +54,18 @@ def read_bytes(
         raise error(f"{what} {name} cannot be read: the name holds a NUL byte.") from found
     except OSError as found:
         raise error(f"{what} {name} cannot be read: {found.strerror}.") from found
-    mode = os.fstat(number).st_mode
-    if not stat.S_ISREG(mode):
+    about = os.fstat(number)
+    if not stat.S_ISREG(about.st_mode):
         os.close(number)
-        raise error(f"{what} {name} is {_kind(mode)}, not a plain file; give a file.")
+        raise error(f"{what} {name} is {_kind(about.st_mode)}, not a plain file; give a file.")
     with os.fdopen(number, "rb") as opened:
         try:
-            content = opened.read(limit + 1)
+            # room is made for what is asked for, so a small file is not asked for its limit
+            content = opened.read(min(about.st_size, limit) + 1)
+            if (
+                about.st_size < len(content) <= limit
+            ):  # it says less than it holds, as those of /proc
+                content += opened.read(limit + 1 - len(content))
         except OSError as found:
             raise error(f"{what} {name} cannot be read: {found.strerror}.") from found
     if len(content) > limit:
