@@ -298,7 +298,8 @@ def open_runs(folder: str | Path = "stores") -> Catalogue:
     """
     folder = Path(folder)
     try:
-        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        with os.scandir(folder) as entries:
+            kinds = {e.name: None if e.is_symlink() else e.is_dir() for e in entries}
     except FileNotFoundError as e:
         raise StoreError(
             f"there is no folder {quoted(folder)}; give the folder of your runs with --stores."
@@ -307,13 +308,14 @@ def open_runs(folder: str | Path = "stores") -> Catalogue:
         reason = e.strerror if isinstance(e, OSError) else e
         raise StoreError(f"cannot read the folder {quoted(folder)} ({reason}).") from e
     found: dict[str, Run] = {}
-    for path in entries:
-        state = {".zarr": "complete", ".partial": "partial"}.get(path.suffix)
-        if state is None or not path.name.removesuffix(".partial").endswith(".zarr"):
-            continue
-        name = run_name(path)
+    for entry in sorted(kinds):
+        name = entry.removesuffix(".partial").removesuffix(".zarr")
+        state = {f"{name}.zarr": "complete", f"{name}.zarr.partial": "partial"}.get(entry)
         # scratch of a run killed just after it was renamed into place is not a second run
-        if name in found or not is_folder(path):
+        if state is None or name in found or entry.startswith("."):
+            continue
+        path = folder / entry
+        if not (kinds[entry] or (kinds[entry] is None and is_folder(path))):
             continue
         run = _run(name, path, state)
         if run.state == "complete" and "fingerprint" not in run.attrs:
