@@ -218,7 +218,8 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def _digest(path: str) -> str:
-    if (size := os.path.getsize(path)) > 64 << 20:  # noqa: PTH202 - sparse: its blocks tell enough
-        return f"{size} bytes in {os.stat(path).st_blocks}"  # noqa: PTH116
+    known = os.stat(path)  # noqa: PTH116
+    if known.st_size > 64 << 20:  # sparse: it takes long to read, and nothing writes just there
+        return f"{known.st_size} bytes of {known.st_mtime_ns}"
     with open(path, "rb") as opened:  # noqa: PTH123
         return hashlib.sha1(opened.read(), usedforsecurity=False).hexdigest()

@@ -91,6 +91,13 @@ def test_the_guard_sees_what_reaches_outside(tmp_path: Path, code: str, seen: st
         (SHOW, replace(DONE, notes=[("network", "x")]), "network"),
         (SHOW, replace(DONE, before={"home": {}}, after={"home": {".x": "1"}}), "made home/.x"),
         (SHOW, replace(DONE, before={"work": {"a": "1"}}, after={"work": {}}), "removed work/a"),
+        (
+            SHOW,
+            replace(WRONG, before={"work": {}}, after={"work": {"stores/x.zarr.partial/a": "1"}}),
+            "left stores/x.zarr",
+        ),
+        (("runs", "list"), WRONG, "one bad run"),
+        (SHOW, replace(WRONG, stderr=b"Error: " + b"x" * 2000), "2007 characters"),
         (JSON, WRONG, "not one JSON document"),
         (JSON, replace(DONE, stdout=b"{}{}"), "not one JSON document"),
         (JSON, replace(DONE, stdout=b"[NaN]"), "not one JSON document"),
@@ -109,6 +116,14 @@ def test_what_is_not_allowed_is_told(argv: tuple[str, ...], ended: Ended, word: 
         (SHOW, WRONG),
         (JSON, replace(DONE, stdout=b"{}")),
         (JSON, replace(WRONG, stdout=DOCUMENT)),
+        (
+            ("runs", "resume", "x"),
+            replace(
+                WRONG,
+                before={"work": {"stores/x.zarr.partial/a": "1"}},
+                after={"work": {"stores/x.zarr.partial/a": "2", "stores/x.zarr.partial/b": "1"}},
+            ),
+        ),
         (("runs", "verify"), replace(DONE, code=1, stdout=b"x: changed\n")),
         (SHOW, replace(DONE, before={"work": {}}, after={"work": {"stores/x": "1"}})),
         (
