@@ -12,7 +12,7 @@ import xarray as xr
 
 from refusal_nn import store
 from refusal_nn._analyses import declared, targets
-from refusal_nn.errors import RequestError, StoreError
+from refusal_nn.errors import RequestError
 from refusal_nn.runs import Run, open_run
 from refusal_nn.store._write import as_objects
 
@@ -126,15 +126,7 @@ def from_results(results: xr.Dataset | xr.DataTree, *, name: str | None = None) 
 
 
 def _open(run: Run) -> Source:
-    try:
-        tree = run.tree.load()
-    except Exception as error:  # zarr, xarray and the codecs each raise their own
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(
-            f"run {run.name!r} cannot be read ({reason}); `refusal-nn runs verify {run.name}` says "
-            "what is damaged."
-        ) from error
-    return replace(from_results(tree, name=run.name), hash=run.hash)
+    return replace(from_results(run.load(), name=run.name), hash=run.hash)
 
 
 def _kind(data: xr.Dataset, name: str) -> str:
