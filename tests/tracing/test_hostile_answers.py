@@ -23,6 +23,7 @@ import torch
 from refusal_nn.backends import Limits, Ndif, Remote, Service
 from refusal_nn.backends._payload import Batches, compress, decompress, load
 from refusal_nn.backends._process import worker_of
+from refusal_nn.backends.ndif import _service
 from refusal_nn.errors import BackendError
 from refusal_nn.testing import tiny_module, wrap
 from refusal_nn.tracing import Capture, forward_request, pad, run
@@ -36,11 +37,13 @@ class Server:
 
     def __init__(self) -> None:
         self.result = b""
+        self.heard: list[tuple[str, str | None]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                outer.heard.append((self.path, self.headers.get("ndif-api-key")))
                 data = outer.answer(self.path)
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
@@ -209,3 +212,22 @@ def test_the_files_of_a_process_beside_ours_are_for_us_alone(model: Any) -> None
     folder = worker_of(model, weights=False)._folder
     assert folder is not None
     assert Path(folder.name).stat().st_mode & 0o777 == 0o700
+
+
+def test_where_a_result_is_kept_is_asked_without_the_key(server: Server, model: Any) -> None:
+    server.result = compress(packed({"found": torch.ones(2)}))
+    model.backend.service.key = "the-key"
+    with model.nnsight.trace(BATCH.inputs(), backend=Remote(model, preflight=False)):
+        nnsight.save(model.nnsight.model.layers[1].output)
+    heard = dict(server.heard)
+    assert heard["/result"] is None
+    assert heard["/request"] == "the-key"
+
+
+def test_an_answer_without_end_is_not_taken_whole(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_service, "MOST_RESULT_BYTES", 1 << 20)
+    server.result = b"x" * (3 << 20)
+    with pytest.raises(BackendError, match="answers with more than 1 MiB"):
+        Service(server.url).download(f"{server.url}/result")

@@ -33,6 +33,10 @@ from refusal_nn.errors import (
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
+MOST_BYTES = 64 << 20
+"""Bytes of an answer that are taken: what a server says of itself and of jobs is short."""
+MOST_RESULT_BYTES = 8 << 30
+"""Bytes of a job's result that are taken."""
 PAUSES = (0.5, 1.0, 2.0)
 """Seconds between repetitions of a question to a server that is not ready."""
 
@@ -227,7 +231,7 @@ class Service:
             If they cannot be reached.
         """
         try:
-            response = self._send("GET", url)
+            response = self._send("GET", url, most=MOST_RESULT_BYTES)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
             raise BackendError(
                 f"the server at {self.host} gives the result of a job at no address that can be read; "
@@ -265,8 +269,16 @@ class Service:
         weakref.finalize(self, client.close)
         return client
 
-    def _send(self, method: str, url: str, **content: Any) -> httpx.Response:
-        """One request, ended when its time is up: the client's own limits are for each chunk."""
+    def _send(
+        self, method: str, url: str, *, most: int = MOST_BYTES, **content: Any
+    ) -> httpx.Response:
+        """One request, ended when its time is up: the client's own limits are for each chunk.
+
+        Raises
+        ------
+        BackendError
+            If the answer has more bytes than `most`, unpacked.
+        """
         now = time.monotonic()
         left = max(1.0, self.deadline if self.until is None else self.until - now)
         until = now + left
@@ -277,6 +289,11 @@ class Service:
                 body += chunk
                 if time.monotonic() > until:
                     raise httpx.ReadTimeout("the answer is not whole in time")
+                if len(body) > most:
+                    raise BackendError(
+                        f"the server at {self.host} answers with more than {most >> 20} MiB, which no "
+                        "answer of an NDIF server has; check --host, or pass a smaller --batch-size."
+                    )
         # without the headers: the body is decoded already
         return httpx.Response(response.status_code, content=bytes(body), request=response.request)
 
