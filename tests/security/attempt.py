@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_nn import store
+from refusal_nn.models import embedded_path
 from tests.patience import limit
 
 KEY = "5ec0e7ed-1111-2222-3333-444444444444"
@@ -224,13 +225,11 @@ def attributes(**values: Any) -> Callable[[Path], None]:
 
 
 def model_folder(path: Path, **config: Any) -> Path:
-    """A folder that looks like a model: its configuration says what is given."""
-    path.mkdir(parents=True)
-    known = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16,
-        "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 64,
-    }  # fmt: skip
+    """The folder of the embedded model, its configuration changed."""
+    source = embedded_path("tiny-refuser")
+    assert source is not None
+    shutil.copytree(source, path)
+    known = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**known, **config}))
     return path
 

@@ -57,19 +57,15 @@ def test_resume_trusts_no_code_of_a_model_folder(place: Place) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("hidden", ["rm", "report", "remote code"])
+@pytest.mark.parametrize("hidden", ["rm", "remote code"])
 def test_rerun_makes_nothing_of_the_command_in_a_sealed_run(place: Place, hidden: str) -> None:
     precious, marker = place.run("precious"), place.elsewhere / "ran"
     folder = remote_code(place.folder / "model", marker)
-    page = place.elsewhere / "page.html"
     command = {
-        "rm": f"refusal-nn runs rm --yes --stores {place.stores} precious --",
-        "report": f"refusal-nn report {precious} --output {page} --title x --format html --config",
+        "rm": f"refusal-nn runs rm --yes {precious} --",
         "remote code": f"refusal-nn direction extract --model {folder} --trust-remote-code "
         "--prompts tiny-bench",
     }[hidden]
-    if hidden == "report":
-        (place.work / "--stores").write_text("{}")
     place.run("evil", attributes(command=command))
     # without the record of its call, as a run of an earlier version; and with it
     for record in (True, False):
@@ -81,7 +77,6 @@ def test_rerun_makes_nothing_of_the_command_in_a_sealed_run(place: Place, hidden
         place.command(*words).sentence()
         assert precious.is_dir()
         assert not marker.exists()
-        assert not page.exists()
 
 
 # 2. a key goes where the user says
@@ -273,6 +268,8 @@ def test_pickled_weights_are_not_run_and_are_one_sentence(place: Place) -> None:
     # a pickle that would make a folder: os.mkdir(marker)
     call = f"cposix\nmkdir\n(V{marker}\ntR.".encode()
     (folder / "pytorch_model.bin").write_bytes(call)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
     place.command("models", "show", folder).sentence()
     place.command(*EXTRACT, "--model", folder, "--prompts", "tiny-bench").sentence()
     assert not marker.exists()
