@@ -15,6 +15,9 @@ from typing import Any
 
 KINDS = ("arguments", "config", "prompts", "models", "stores")
 
+LARGE = 64 << 20
+"""Bytes of a file that is not read here: one of zeros."""
+
 Step = tuple[Any, ...]
 
 
@@ -40,7 +43,7 @@ class Case:
 def lay_out(case: Case, work: Path, material: Path) -> None:
     """Make the files of a case; a step that does not fit what is there does nothing."""
     for step in case.steps:
-        with contextlib.suppress(OSError, ArithmeticError, ValueError, LookupError, TypeError):
+        with contextlib.suppress(Exception):
             _STEPS[step[0]](work, material, *step[1:])
 
 
@@ -167,6 +170,17 @@ def _both(work: Path, _: Path, run: str, index: int, key: str, value: Any) -> No
         file.write_text(json.dumps(whole), encoding="utf-8")
 
 
+def _values(
+    work: Path, _: Path, run: str, index: int, chunk: int, at: int, odd: dict[str, Any]
+) -> None:
+    """Put a value into an array, by the array's type."""
+    from tests.fuzz.chunks import rewrite
+
+    path = _found(work, f"{run}/*/**/zarr.json", index)
+    kind = json.loads(path.read_bytes())["data_type"]
+    rewrite(path.parent, chunk, at, odd[kind.rstrip("0123456789")])
+
+
 def _rehash(work: Path, _: Path, run: str) -> None:
     """Make the manifest that of what is there now, as someone would who sends a run on purpose."""
     from refusal_nn.store import manifest
@@ -175,7 +189,9 @@ def _rehash(work: Path, _: Path, run: str) -> None:
     there = {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.name != manifest.NAME and not path.is_symlink() and path.is_file()
+        if path.name != manifest.NAME
+        and stat.S_ISREG((known := path.lstat()).st_mode)
+        and known.st_size <= LARGE
     }
     (root / manifest.NAME).write_bytes(manifest._text(there))
 
@@ -195,6 +211,7 @@ _STEPS: dict[str, Callable[..., None]] = {
     "make": _make,
     "deep": _deep,
     "both": _both,
+    "values": _values,
     "rehash": _rehash,
     "move": _move,
 }
@@ -219,7 +236,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 def _digest(path: str) -> str:
     known = os.stat(path)  # noqa: PTH116
-    if known.st_size > 64 << 20:  # sparse: it takes long to read, and nothing writes just there
+    if known.st_size > LARGE:  # sparse: it takes long to read, and nothing writes just there
         return f"{known.st_size} bytes of {known.st_mtime_ns}"
     with open(path, "rb") as opened:  # noqa: PTH123
         return hashlib.sha1(opened.read(), usedforsecurity=False).hexdigest()

@@ -203,12 +203,59 @@ _CONSOLIDATED = (
 )
 
 
+def _odd_values() -> st.SearchStrategy[dict[str, Any]]:
+    """A value for each type of array."""
+    return st.fixed_dictionaries(
+        {
+            "bool": st.booleans(),
+            "int": st.sampled_from([-1, 0, 1, 3, 99, 2**31, 2**62, -(2**63)]),
+            "float": st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e308, -1.0, 0.0]),
+            "string": st.one_of(
+                texts(), st.sampled_from(["a1.h1", "logits", "a9.h9<v>", "toxic", "0" * 16])
+            ),
+        }
+    )
+
+
+_ODD_ATTRS: tuple[tuple[str, Any], ...] = (
+    *(("layer", v) for v in (-1, 7, 8, 99, 2**62)),
+    *(("position", v) for v in (0, 5, -99, -(2**62))),
+    *(("n_layers", v) for v in (0, -1, 2, 10**9)),
+    *(("refusal_tokens", v) for v in ([], [-1], [10**9], [45, 45], list(range(2000)), ["I"])),
+    *(
+        ("model", v)
+        for v in ("planted-gate", "tiny-refuser", "m", "./m", "no-such-model", "owner/name")
+    ),
+    *(("dtype", v) for v in ("float64", "bfloat16", "int8", "float99")),
+    *(("d_model", v) for v in (0, -1, 10**9)),
+    *(
+        ("inputs", v)
+        for v in ([{"run": "sample", "hash": "0" * 64}], [{"run": "../sample", "hash": "x"}], [{}])
+    ),
+    *(
+        ("interventions", v)
+        for v in ([{"kind": "nonsense"}], [{}], [[]], [{"kind": "ablation", "layers": [99]}])
+    ),
+    *(("versions", v) for v in ({}, {"python": 3}, {"x\x1b": "y"})),
+    *(("options", v) for v in ({}, {"x": {"y": []}}, [])),
+    *(("analysis", v) for v in ("direction-score", "circuit-discover", "patch-heads", "os-system")),
+    *(("analysis_version", v) for v in (0, 2, 10**30)),
+    *(("created", v) for v in ("yesterday", "9999-99-99T99:99:99Z", "")),
+    *(("wall_time", v) for v in (-1.0, float("nan"), 1e308)),
+    *(("metric_tokens", v) for v in ([], [-5], "x")),
+    *(("complete", v) for v in (False, "yes", 1)),
+    *(("name", v) for v in ("other", "../x", "x\x1b]0;t\x07", "")),
+)
+
+
 @st.composite
 def _mutation(draw: Any, run: str) -> list[Step]:
     base = f"stores/{run}*"
     how = draw(
         st.sampled_from(
-            ["attr"] * 3
+            ["values"] * 5
+            + ["odd"] * 5
+            + ["attr"] * 3
             + ["json"] * 4
             + ["zarr"] * 4
             + ["consolidated"] * 2
@@ -219,6 +266,12 @@ def _mutation(draw: Any, run: str) -> list[Step]:
             + ["manifest", "depth", "name"]
         )
     )
+    if how == "values":
+        place = (draw(st.integers(0, 99)), draw(st.integers(0, 9)), draw(st.integers(-2, 40)))
+        return [("values", base, *place, draw(_odd_values())), ("rehash", base)]
+    if how == "odd":
+        key, value = draw(st.sampled_from(_ODD_ATTRS))
+        return [("put", f"{base}/zarr.json", 0, ("attributes", key), value), ("rehash", base)]
     if how == "attr":
         key = draw(st.sampled_from(_ATTRS))
         value = draw(st.sampled_from(_COMMANDS)) if key == "command" else draw(values())

@@ -128,10 +128,11 @@ class Warm:
             _redirect(world)
             _limit(self.burning)
             guard.install(str(world), str(world / "seen"))
-            from refusal_nn.cli import cli
+            from refusal_nn.cli import main
 
             try:
-                cli(args=list(case.argv), prog_name="refusal-nn")
+                sys.argv = ["refusal-nn", *case.argv]
+                main()
                 code = 0
             except SystemExit as ended:
                 code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
