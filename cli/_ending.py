@@ -109,7 +109,8 @@ class Ended(click.ClickException):
         if isinstance(error, click.UsageError) and error.ctx is not None:
             command = error.ctx.command_path
             write(f"{printable(error.ctx.get_usage())}\n{_hint(command)}\n", err=True)
-        write(f"Error: {one_line(ending.message)}", err=True)
+        # escapes are longer than what they stand for
+        write(f"Error: {_cut(one_line(ending.message))}", err=True)
 
 
 def ending_of(error: BaseException) -> Ending:

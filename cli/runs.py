@@ -165,6 +165,7 @@ def runs_rerun(name: str, new: str, stores: Path, inputs: Sequence[str], **loadi
     if new == old.name:
         raise RequestError(f"run {name!r} cannot be made again under its own name; choose another.")
     call = call_of(old.path)
+    old.tree.load()  # one that is damaged is not worth the work
     _check_server(old.path, call.backend, False, loading)
     model = load_again(call, loading.pop("model"), **with_limits(loading))
     with keeping(stores, new, resume=False) as where:

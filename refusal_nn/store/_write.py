@@ -19,9 +19,10 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from refusal_nn._files import inside
+from refusal_nn.errors import StoreError
 from refusal_nn.store._attrs import plain
 from refusal_nn.store._layout import Layout
-from refusal_nn.store._reading import open_stage
+from refusal_nn.store._reading import BEGIN_AGAIN, open_stage
 from refusal_nn.store._stream import (
     CHUNK_BYTES,
     link_array,
@@ -119,6 +120,21 @@ def read_stage(path: Path, *, load: bool) -> xr.Dataset:
     ds = read_dataset(path, load=load).drop_vars("written")
     ds.attrs = {k: v for k, v in ds.attrs.items() if not k.startswith("stage_")}
     return ds
+
+
+def like(template: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
+    """The variables of a stage as read from disk, which others may have changed meanwhile.
+
+    Raises
+    ------
+    StoreError
+        If the labels and dims are not those it was begun with.
+    """
+    for name, variable in template.variables.items():
+        there = found.variables.get(name)
+        if there is None or there.sizes != variable.sizes:
+            raise StoreError(f"stage variable {name!r} is not as it was begun; {BEGIN_AGAIN}.")
+    return found.set_coords(list(template.coords))[list(template.data_vars)]
 
 
 def load_small(ds: xr.Dataset) -> xr.Dataset:

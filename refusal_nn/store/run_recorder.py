@@ -29,7 +29,7 @@ from refusal_nn.store._names import check_name, run_name
 from refusal_nn.store._protocol import Arrays, Body, Compute, Looped, Progress
 from refusal_nn.store._reading import BEGIN_AGAIN, open_tree, reading
 from refusal_nn.store._stream import storable_dtype
-from refusal_nn.store._write import array_of, create_stage, read_stage, storable
+from refusal_nn.store._write import array_of, create_stage, like, read_stage, storable
 from refusal_nn.store.recorder import prepared, report
 
 _STAGE_NAME = re.compile(r"[A-Za-z][\w-]*")
@@ -121,7 +121,7 @@ class RunRecorder:
             require_same("stage", name, begun, layout.digest)
             self._fill(folder, template, layout, compute)
             with reading(self.name, BEGIN_AGAIN):
-                return read_stage(folder, load=True)[list(template.data_vars)]
+                return like(template, read_stage(folder, load=True))
 
     def loop(
         self,

@@ -93,6 +93,11 @@ def test_any_exception_is_a_sentence_and_a_document_if_asked(
         assert done.stdout == ""
 
 
+def test_a_sentence_is_cut_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = raising(monkeypatch, errors.RequestError("\U000e143a" * 2000))
+    assert len(done.stderr.splitlines()[-1]) <= 1600
+
+
 def test_every_class_of_error_has_a_documented_kind() -> None:
     classes = [
         value

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from refusal_nn import _analyses
 from refusal_nn.cli import _others, cli
+from refusal_nn.store import manifest
 from tests.cli import counting
 from tests.cli.counting import LAYERS, computed
 
@@ -154,6 +155,20 @@ def test_rerun_makes_the_run_again_and_compares(stores: Path) -> None:
     assert computed == list(range(LAYERS))
     assert "arrays and labels equal those of whole" in done.stderr
     np.testing.assert_array_equal(norms(stores / "again.zarr"), norms(stores / "whole.zarr"))
+
+
+def test_rerun_reads_what_it_compares_with_before_it_computes(stores: Path) -> None:
+    chunk = next(
+        p for p in (stores / "whole.zarr" / "direction_norm" / "c").rglob("*") if p.is_file()
+    )
+    content = bytearray(chunk.read_bytes())
+    content[-1] ^= 1
+    chunk.write_bytes(content)
+    manifest.write(stores / "whole.zarr")  # whoever sent it can do that, too
+    done = run("runs", "rerun", "whole", "--name", "again", "--stores", stores)
+    assert done.exit_code == 2, done.stderr
+    assert computed == []
+    assert not (stores / "again.zarr").exists()
 
 
 def test_rerun_fails_when_the_numbers_differ(stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:

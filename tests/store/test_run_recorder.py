@@ -6,6 +6,7 @@ import builtins
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -340,3 +341,23 @@ def test_hundred_small_batches_cost_little(tmp_path):
 
 def test_the_public_name_is_the_class():
     assert RunRecorder is Private
+
+
+def test_a_stage_that_lost_a_label_is_refused_and_one_that_forgot_it_is_a_label_goes_on(tmp_path):
+    def goes_on():
+        rec = recorder(tmp_path)
+        return rec.stage(
+            "scores",
+            prompt_template(),
+            batches(),
+            lambda i: compute_prompts(prompt_template(), batches()[i]),
+        )
+
+    folder = begin(tmp_path).partial / "scores"
+    node = json.loads((folder / "zarr.json").read_text())
+    node["attributes"]["coordinates"] = "category"
+    (folder / "zarr.json").write_text(json.dumps(node))
+    assert goes_on()["harm"].values.tolist() == prompt_template()["harm"].values.tolist()
+    shutil.rmtree(folder / "harm")
+    with pytest.raises(StoreError, match=r"'harm' is not as it was begun; .* begin again"):
+        goes_on()
