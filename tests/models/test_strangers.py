@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from refusal_nn.errors import ModelError
 from refusal_nn.models import _folder, load_model, quiet
-from refusal_nn.models._folder import Weights, check_size
+from refusal_nn.models._folder import Weights, check_config, check_size
 from refusal_nn.testing import tiny_module, tiny_tokenizer
 from tests.patience import within
 
@@ -65,6 +66,41 @@ def test_a_size_that_is_none_is_named(folder, size, value):
     refused(
         folder, rf"its config.json says {size} is '?{value}'?, but that is a whole number from 1"
     )
+
+
+@pytest.mark.parametrize("values", [
+    {"num_local_experts": 0}, {"num_experts": 0}, {"head_dim": 0}, {"encoder_layers": 0},
+    {"vision_config": {"num_hidden_layers": 0}}, {"max_position_embeddings": 1200.0},
+    {"num_hidden_layers": {"vision": 5, "language": 9}}, {"num_key_value_heads": [1, 2]},
+])  # fmt: skip
+def test_zero_of_what_a_model_may_lack_and_whole_floats_are_sizes(values):
+    check_config({"hidden_size": 8, "vocab_size": 8, **values}, "'m'")
+
+
+@pytest.mark.parametrize("values", [
+    {"num_local_experts": -1}, {"head_dim": -1.0}, {"encoder_layers": "0"}, {"num_experts": 1e30},
+    {"vision_config": {"num_hidden_layers": -1}}, {"max_position_embeddings": float("inf")},
+])  # fmt: skip
+def test_less_than_none_and_far_too_many_are_no_sizes(values):
+    with pytest.raises(ModelError, match=r"but that is a whole number from [01] to"):
+        check_config(values, "'m'")
+
+
+@pytest.mark.parametrize(
+    "start", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 12))]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_library_makes_of_each_family_is_a_config(start):
+    made = 0
+    with quiet():
+        for kind in [*sorted(CONFIG_MAPPING)[start::12], "lxmert", "granitemoehybrid"]:
+            try:
+                config = CONFIG_MAPPING[kind]().to_dict()
+            except Exception:  # some need arguments
+                continue
+            check_config(config, kind)
+            made += 1
+    assert made > 40
 
 
 @pytest.mark.parametrize(
