@@ -310,7 +310,10 @@ def read_tokenizer(asked: Loading) -> Any:
 
     reading = {k: v for k, v in asked.reading.items() if k != "attn_implementation"}
     with _panics_in_silence():
-        return AutoTokenizer.from_pretrained(asked.source, **reading)
+        tokenizer = AutoTokenizer.from_pretrained(asked.source, **reading)
+        # some settings are believed until they are used; here it is told whose they are
+        tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"])
+    return tokenizer
 
 
 @contextmanager

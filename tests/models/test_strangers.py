@@ -157,7 +157,7 @@ def test_a_config_of_something_else_is_refused(folder, values, reason):
     ({"vocab_file": "/etc/passwd"}, r"names a file outside the folder \(vocab_file\)"),
     ({"tokenizer_file": "/dev/zero"}, r"names a file outside the folder \(tokenizer_file\)"),
     ({"vocab_file": "../tiny/config.json"}, r"names a file outside the folder"),
-    ({"model_max_length": "x"}, r"cannot be loaded|cannot read a prompt"),
+    ({"model_max_length": "x"}, r"cannot be loaded"),
     ({"eos_token": 5}, r"cannot be loaded"),
     ({"added_tokens_decoder": 5}, r"cannot be loaded"),
 ])  # fmt: skip
