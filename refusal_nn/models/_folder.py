@@ -64,6 +64,13 @@ _NEEDED = {
 _SLACK = 100_000_000
 """Numbers that a model may have beside those in its files: tables of positions, masks."""
 _READ = (".json", ".txt", ".jinja", ".model", ".tiktoken", ".py")
+_UNREAD = {
+    "special_tokens_map_file",
+    "added_tokens_file",
+    "tokenizer_config_file",
+    "chat_template_file",
+}
+"""Keys of a tokenizer's config that older libraries wrote, a path of theirs, and that none opens."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _CONVERT = "convert them to safetensors (save_pretrained does)"
 
@@ -284,7 +291,8 @@ def _known(found: Mapping[str, Any]) -> bool:
 
 def _check_tokenizer(config: Mapping[str, Any], folder: Path, name: str) -> None:
     for key, value in config.items():
-        if not key.endswith("_file") or not isinstance(value, str):
+        opened = key.endswith(("_file", "_spm")) and key not in _UNREAD
+        if not opened or not isinstance(value, str):
             continue
         elsewhere = Path(value).name != value
         if kind_at(value) == "other" or (elsewhere and (kind_at(value) or kind_at(folder / value))):

@@ -156,6 +156,7 @@ def test_a_config_of_something_else_is_refused(folder, values, reason):
     ({"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["a.B", None]}}, r"pass --trust-remote-"),
     ({"vocab_file": "/etc/passwd"}, r"names a file outside the folder \(vocab_file\)"),
     ({"tokenizer_file": "/dev/zero"}, r"names a file outside the folder \(tokenizer_file\)"),
+    ({"source_spm": "/etc/passwd"}, r"names a file outside the folder \(source_spm\)"),
     ({"vocab_file": "../tiny/config.json"}, r"names a file outside the folder"),
     ({"model_max_length": "x"}, r"cannot be loaded"),
     ({"eos_token": 5}, r"cannot be loaded"),
@@ -164,6 +165,14 @@ def test_a_config_of_something_else_is_refused(folder, values, reason):
 def test_a_tokenizer_config_of_something_else_is_refused(folder, values, reason):
     change(folder, "tokenizer_config.json", **values)
     refused(folder, reason)
+
+
+@pytest.mark.parametrize("key", ["special_tokens_map_file", "name_or_path"])
+def test_a_path_that_older_libraries_wrote_and_none_opens_is_left_alone(folder, tmp_path, key):
+    there = tmp_path / "special_tokens_map.json"
+    there.write_text("no tokens")
+    change(folder, "tokenizer_config.json", **{key: str(there)})
+    assert load_model(str(folder), device="cpu").name == "tiny"
 
 
 @pytest.mark.parametrize("ends", ["x", [1, "x"], 1.5, {}, 10**20, True])
