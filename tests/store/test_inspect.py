@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 
+from refusal_nn.cli import cli
 from refusal_nn.errors import StoreError
 from refusal_nn.store import (
     MemoryRecorder,
@@ -21,7 +23,9 @@ from refusal_nn.store import (
     describe,
     find_run,
     forget_jobs,
+    manifest,
     open_runs,
+    problems,
     remove,
     sample_run,
     save,
@@ -91,6 +95,72 @@ def test_too_many_files_are_not_walked_through(run: Path, monkeypatch: Any) -> N
     monkeypatch.setattr(inspecting, "_MOST_FILES", 50)
     with pytest.raises(StoreError, match="it holds more than 50 files"):
         describe(run)
+
+
+def test_a_chunk_is_no_larger_than_what_it_holds(run: Path) -> None:
+    """A sparse one costs its maker nothing, and its beginning and hash can be right."""
+    shutil.copytree(run, run.with_name("good.zarr"))
+    texts = [v for v in hostile.variables(run) if v not in hostile.numbers(run)]
+    for variable in (texts[0], hostile.numbers(run)[0]):
+        path = next(p for p in (run / variable / "c").rglob("*") if p.is_file())
+        whole = path.read_bytes()
+        os.truncate(path, 20 << 20)
+        manifest.write(run)
+        with pytest.raises(StoreError, match=r"is damaged: its file is larger than the \d+ bytes"):
+            inspecting.inspect(run)
+        assert "larger than" in problems(run)[0]
+        hostile.replace(path, whole)
+        # too large to be hashed, too
+        os.truncate(path, 5 << 40)
+        with within(10):
+            (found,) = problems(run)
+        assert found.endswith("is larger than any file of a run")
+        hostile.replace(path, whole)
+    manifest.write(run)
+    assert problems(run) == []
+
+
+def test_values_that_no_codec_makes_smaller_pass(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = ["".join(map(chr, rng.integers(32, 1 << 14, size=1000))) for _ in range(1000)]
+    noise = rng.integers(0, 1 << 32, size=1000, dtype=np.uint64).view(np.float64)
+    data = xr.Dataset({"loop_loss": ("step", noise)}, {"step": np.arange(1000)})
+    data = data.assign_coords(source=("step", text))
+    assert problems(save(data, tmp_path / "run", provenance())) == []
+
+
+@pytest.mark.parametrize("hungry", ["zarr.json", "manifest.json"])
+def test_a_run_that_takes_all_memory_does_not_end_the_check_of_others(
+    run: Path, monkeypatch: Any, hungry: str
+) -> None:
+    shutil.copytree(run, run.with_name("good.zarr"))
+    real = inspecting.own_bytes
+
+    def scarce(path: Path, **options: Any) -> bytes:
+        if path.is_relative_to(run) and path.name == hungry:
+            raise MemoryError
+        return real(path, **options)
+
+    for module in (inspecting, manifest):
+        monkeypatch.setattr(module, "own_bytes", scarce)
+    result = CliRunner().invoke(cli, ["runs", "verify", "--stores", str(run.parent)])
+    assert result.exit_code == 1
+    good, bad = result.output.splitlines()
+    assert good == "good: ok"
+    assert bad.startswith("run: ")
+    assert "more memory than there is" in bad
+
+
+def test_a_partial_run_that_cannot_be_used_is_not_said_to_be_resumed(tmp_path: Path) -> None:
+    partial = hostile.begin(tmp_path / "run").partial
+    assert problems(partial) == [
+        "run is incomplete: stage 'scores' has 1 of 3 batches; resume it or remove it"
+    ]
+    (partial / "more").symlink_to(tmp_path)
+    assert problems(partial) == [
+        "run 'run' cannot be used: 'more' is a link, and a run holds none; get it anew from where it "
+        "came from, or remove it with `refusal-nn runs rm run`"
+    ]
 
 
 def test_metadata_larger_than_any_are_not_read(run: Path, monkeypatch: Any) -> None:
