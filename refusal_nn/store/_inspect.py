@@ -31,6 +31,8 @@ NODE = "zarr.json"
 
 NODE_BYTES = 64 << 20
 """Of a node's metadata; the root's of a run of 10,000 variables have 15 MB."""
+_ALL_NODES_BYTES = 128 << 20
+"""Of the metadata of all nodes: it is the time to parse them that is bounded."""
 _FILE_BYTES = 2 << 30
 _MOST_FILES = 2_000_000
 _MOST_FOLDERS_DEEP = 48
@@ -166,22 +168,25 @@ def _check(folder: Path, *, partial: bool) -> None:
     found = dict(files(folder))
     if partial:  # what was being written when a run was killed is written anew
         found = {path: entry for path, entry in found.items() if not path.startswith(".")}
-    nodes: dict[str, Array | None] = {}
-    for path, entry in found.items():
-        inside, _, last = path.rpartition("/")
-        if last == NODE:
-            node = own_json(Path(entry.path))
-            nodes[inside] = _node(path, node, inside, root=not inside)
-            if not inside and not partial:
-                named = _consolidated(node)
-    if "" not in nodes:
+    at = {p.removesuffix(NODE).rstrip("/"): p for p in found if f"/{p}".endswith(f"/{NODE}")}
+    if "" not in at:
         raise UnsoundError(f"{NODE} is missing")
+    total = sum(found[path].stat(follow_symlinks=False).st_size for path in at.values())
+    if total > _ALL_NODES_BYTES:
+        raise UnsoundError(f"its metadata have {total:,} bytes, more than those of any run")
+    root = own_json(folder / NODE)
+    nodes = {"": _node(NODE, root, "", root=True)}
+    named = None if partial else _consolidated(root)
+    # what one says and not the other is not parsed
+    if named is not None and (others := set(named) ^ (set(at) - {""})):
+        raise _disagreement(min(others))
     if wrong := unlike(root_attrs(folder)[0]):
         raise UnsoundError(wrong)
-    if not partial:
-        for path in sorted({*named, *nodes} - {""}):
-            if named.get(path, ...) != nodes.get(path, ...):
-                raise UnsoundError(f"{NODE} of the run and of {quoted(path)} do not agree")
+    for inside in sorted(set(at) - {""}):
+        node = own_json(Path(found[at[inside]].path))
+        nodes[inside] = _node(at[inside], node, inside, root=False)
+        if named is not None and named[inside] != nodes[inside]:
+            raise _disagreement(inside)
     arrays = {path: array for path, array in nodes.items() if array is not None}
     check_dims(arrays)
     chunks = dict.fromkeys(arrays, 0)
@@ -197,6 +202,10 @@ def _check(folder: Path, *, partial: bool) -> None:
                 f"variable {quoted(path)} has {math.prod(array.grid)} chunks, and {chunks[path]} are "
                 "there"
             )
+
+
+def _disagreement(path: str) -> UnsoundError:
+    return UnsoundError(f"{NODE} of the run and of {quoted(path)} do not agree")
 
 
 def _consolidated(root: dict[str, Any]) -> dict[str, Array | None]:

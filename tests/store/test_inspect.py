@@ -170,6 +170,31 @@ def test_metadata_larger_than_any_are_not_read(run: Path, monkeypatch: Any) -> N
     assert (found.state, "larger than" in found.reason) == ("damaged", True)
 
 
+def test_nodes_that_the_root_does_not_name_are_not_parsed(run: Path) -> None:
+    (run / "more").mkdir()
+    (run / "more" / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=r"zarr.json of the run and of 'more' do not agree"):
+        inspecting.inspect(run)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_metadata_in_many_files_are_bounded_in_all(run: Path, tmp_path: Path, linked: bool) -> None:
+    """One large node under twenty names, or twenty sparse ones; complete or partial."""
+    partial = hostile.begin(tmp_path / "other").partial
+    for folder in (run, partial):
+        first = folder / "n0" / "zarr.json"
+        for i in range(20):
+            path = folder / f"n{i}" / "zarr.json"
+            path.parent.mkdir()
+            if linked and i:
+                path.hardlink_to(first)
+            else:
+                path.touch()
+                os.truncate(path, 28 << 20)
+        with within(10), pytest.raises(StoreError, match=r"its metadata have 58\d,\d+,\d+ bytes"):
+            describe(folder)
+
+
 def test_looking_through_a_run_costs_little(run: Path) -> None:
     inspecting.inspect(run)
     start = time.process_time()
