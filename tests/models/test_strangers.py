@@ -13,9 +13,11 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
+from refusal_nn.backends.ndif._shape import shape_of
 from refusal_nn.errors import ModelError
-from refusal_nn.models import _folder, load_model, quiet
+from refusal_nn.models import Loading, _folder, load_model, quiet
 from refusal_nn.models._folder import Weights, check_config, check_size
+from refusal_nn.models._load import read_config
 from refusal_nn.testing import tiny_module, tiny_tokenizer
 from tests.patience import within
 
@@ -368,3 +370,20 @@ def test_loading_leaves_the_limits_and_the_trace_of_the_process(folder):
     before = resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()
     load_model(str(folder), device="cpu").identity()
     assert (resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()) == before
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    ({"num_hidden_layers": 10**9}, r"its config.json says num_hidden_layers is 1000000000"),
+    ({"hidden_size": -1}, r"its config.json says hidden_size is -1"),
+    ({"attn_implementation": "someone/kernel"}, r"asks for code of the hub \(attn_implementation\)"),
+])  # fmt: skip
+@pytest.mark.parametrize("read", [read_config, shape_of])
+def test_a_config_of_the_hub_is_looked_at_before_a_model_is_built(
+    folder, read, values, reason, monkeypatch
+):
+    change(folder, "config.json", **values)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", pytest.fail)
+    # as a hub id, of which no folder was looked at before
+    reading = {"revision": None, "trust_remote_code": False, "attn_implementation": None}
+    with within(20), pytest.raises(ModelError, match=reason):
+        read(Loading("org/name", str(folder), reading=reading))
