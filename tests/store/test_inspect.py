@@ -363,3 +363,23 @@ def test_request_files_too_large_to_be_read_again_are_not_written(
     with pytest.raises(StoreError, match=r"cannot be begun: its zarr\.json would have"):
         hostile.begin(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_is_kept_as_long_as_it_can_be_read_again(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Its size is that of its bytes, and nothing is added to them."""
+    from refusal_nn.store import _partial
+
+    monkeypatch.setattr(_partial, "MAX_BYTES", 3000)
+    options: dict[str, Any] = {"fingerprint": FINGERPRINT, "provenance": provenance()}
+    request = {"prompts": ["é" * 10] * 100, "last": "x" * 165}
+    with RunRecorder(tmp_path / "run", request=request, **options) as recorder:
+        hostile.stage(recorder)
+    written = (recorder.partial / "call.json").read_bytes()
+    assert (2400 < len(written) <= 3000, written.count(b"\n")) == (True, 1)
+    assert _partial.request_of(recorder.partial) == request
+    request["prompts"] = ["é" * 10] * 140
+    with pytest.raises(StoreError, match=r"its call\.json would have .*; use fewer prompts\."):
+        RunRecorder(tmp_path / "more", request=request, **options).__enter__()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr.partial"]
