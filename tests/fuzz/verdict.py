@@ -84,7 +84,8 @@ def faults(argv: Sequence[str], config: str, ended: Ended) -> list[str]:
     found += _changes(argv, config, ended)
     if ended.code == 2 and (left := _left(ended)):
         found.append(f"a request that cannot succeed left {left}")
-    if ended.code in (1, 2) and set(argv) <= _LIST and tuple(argv[:2]) == ("runs", "list"):
+    listed = ended.code in (1, 2) and "Usage: " not in err
+    if listed and set(argv) <= _LIST and tuple(argv[:2]) == ("runs", "list"):
         found.append("one bad run ended the list")
     for name, text in (("stdout", out), ("stderr", err)):
         if match := _STEERING.search(_without_json_lines(text) if name == "stdout" else text):
