@@ -50,9 +50,27 @@ _SIZES = {
     "n_positions": 1 << 40,
 }
 """Sizes that a config names, and far more than any model has of each."""
+_NEEDED = {
+    *("num_hidden_layers", "n_layer", "hidden_size", "n_embd", "vocab_size", "intermediate_size"),
+    *(
+        "num_attention_heads",
+        "n_head",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "n_positions",
+    ),
+}
+"""Those of which a language model has some; zero of another, or in a part, says that there is none."""
 _SLACK = 100_000_000
 """Numbers that a model may have beside those in its files: tables of positions, masks."""
 _READ = (".json", ".txt", ".jinja", ".model", ".tiktoken", ".py")
+_UNREAD = {
+    "special_tokens_map_file",
+    "added_tokens_file",
+    "tokenizer_config_file",
+    "chat_template_file",
+}
+"""Keys of a tokenizer's config that older libraries wrote, a path of theirs, and that none opens."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _CONVERT = "convert them to safetensors (save_pretrained does)"
 
@@ -118,13 +136,14 @@ def check_config(config: Mapping[str, Any], name: str) -> None:
     for part in _parts(config):
         for size, most in _SIZES.items():
             value = part.get(size)
-            if value is None or isinstance(value, list):  # some families have one a layer
+            if value is None or isinstance(value, list | Mapping):  # some families have one a layer
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            least = int(part is config and size in _NEEDED)
+            if not _is_whole(value) or not least <= value <= most:
                 raise ModelError(
                     f"model {name} cannot be loaded: its config.json says {size} is "
                     f"{quoted(str(value)) if isinstance(value, str) else quoted(str(value))[1:-1]}, but "
-                    f"that is a whole number from 1 to {most:,}; give the model's own config.json."
+                    f"that is a whole number from {least} to {most:,}; give the model's own config.json."
                 )
         for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
             if "/" in str(part.get(key, "")):
@@ -248,6 +267,13 @@ def _read(folder: Path, file: str) -> dict[str, Any]:
     return found
 
 
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number, which some configs write as ``1200.0``."""
+    return not isinstance(value, bool) and (
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    )
+
+
 def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A config and those of its parts."""
     return [config, *(v for v in config.values() if isinstance(v, Mapping))]
@@ -265,7 +291,8 @@ def _known(found: Mapping[str, Any]) -> bool:
 
 def _check_tokenizer(config: Mapping[str, Any], folder: Path, name: str) -> None:
     for key, value in config.items():
-        if not key.endswith("_file") or not isinstance(value, str):
+        opened = key.endswith(("_file", "_spm")) and key not in _UNREAD
+        if not opened or not isinstance(value, str):
             continue
         elsewhere = Path(value).name != value
         if kind_at(value) == "other" or (elsewhere and (kind_at(value) or kind_at(folder / value))):

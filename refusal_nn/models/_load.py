@@ -278,23 +278,40 @@ def _read(asked: Loading, device: str | None = None, **placement: Any) -> Any:
 
 def _check_fits(asked: Loading, reading: Mapping[str, Any], device: str | None) -> None:
     """Refuse a model that its files do not hold, or that no memory here does, before any is asked for."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    folder = Path(asked.source)
-    here = kind_at(folder) == "folder"
-    name = quoted(folder_name(asked.source)) if here else repr(asked.source)
-    weights = check_weights(folder) if here else None
-    trusted = {k: reading[k] for k in ("revision", "trust_remote_code") if k in reading}
-    config = AutoConfig.from_pretrained(asked.source, **trusted)
-    check_config(config.to_dict(), name)
-    if trusted["trust_remote_code"]:
+    weights = check_weights(Path(asked.source)) if kind_at(asked.source) == "folder" else None
+    config = read_config(asked)
+    if reading["trust_remote_code"]:
         return  # its code may do what it likes, on the meta device or elsewhere
     dtype = asked.dtype or getattr(config, "dtype", None)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(
             config, **({"dtype": dtype} if isinstance(dtype, torch.dtype) else {})
         )
-    check_size(name, module, weights, device)
+    check_size(_named(asked.source), module, weights, device)
+
+
+def read_config(asked: Loading) -> Any:
+    """The config of a folder or hub id, looked at as it is written and as the library takes it.
+
+    Raises
+    ------
+    ModelError
+        As :func:`check_config`.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    reading = {k: asked.reading[k] for k in ("revision", "trust_remote_code")}
+    written, _ = PretrainedConfig.get_config_dict(asked.source, revision=reading["revision"])
+    check_config(written, _named(asked.source))
+    config = AutoConfig.from_pretrained(asked.source, **reading)
+    check_config(config.to_dict(), _named(asked.source))
+    return config
+
+
+def _named(source: str) -> str:
+    return quoted(folder_name(source) if kind_at(source) == "folder" else source)
 
 
 def folder_name(folder: str) -> str:
@@ -310,7 +327,10 @@ def read_tokenizer(asked: Loading) -> Any:
 
     reading = {k: v for k, v in asked.reading.items() if k != "attn_implementation"}
     with _panics_in_silence():
-        return AutoTokenizer.from_pretrained(asked.source, **reading)
+        tokenizer = AutoTokenizer.from_pretrained(asked.source, **reading)
+        # some settings are believed until they are used; here it is told whose they are
+        tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"])
+    return tokenizer
 
 
 @contextmanager

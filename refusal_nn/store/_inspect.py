@@ -31,7 +31,9 @@ NODE = "zarr.json"
 
 NODE_BYTES = 64 << 20
 """Of a node's metadata; the root's of a run of 10,000 variables have 15 MB."""
-_FILE_BYTES = 4 << 30
+_ALL_NODES_BYTES = 128 << 20
+"""Of the metadata of all nodes: it is the time to parse them that is bounded."""
+_FILE_BYTES = 2 << 30
 _MOST_FILES = 2_000_000
 _MOST_FOLDERS_DEEP = 48
 
@@ -55,6 +57,8 @@ def inspect(folder: Path) -> None:
         raise StoreError(refusal(name, str(e).rstrip("."))) from e
     except OSError as e:
         raise StoreError(refusal(name, f"{e.strerror}: {quoted(e.filename or folder)}")) from e
+    except MemoryError as e:
+        raise StoreError(refusal(name, "looking through it takes more memory than there is")) from e
 
 
 def refusal(name: str, reason: str) -> str:
@@ -71,7 +75,7 @@ def files(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     Raises
     ------
     UnsoundError
-        If there is a link, a device, a pipe or a socket, or more than any run has.
+        If there is a link, a device, a pipe or a socket, or more or larger files than any run has.
     """
     waiting = [("", os.fspath(folder))]
     count = 0
@@ -93,6 +97,9 @@ def files(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append((f"{inner}/", entry.path))
             elif entry.is_file(follow_symlinks=False):
+                # a sparse file takes no room where it lies, and hours to hash
+                if entry.stat(follow_symlinks=False).st_size > _FILE_BYTES:
+                    raise UnsoundError(f"{quoted(inner)} is larger than any file of a run")
                 yield inner, entry
             else:
                 raise UnsoundError(f"{quoted(inner)} is no plain file")
@@ -141,6 +148,8 @@ def root_attrs(folder: Path) -> tuple[dict[str, Any], str]:
         check_plain(attrs, what=NODE, error=StoreError)
     except StoreError as e:
         return {}, str(e).rstrip(".")
+    except MemoryError:
+        return {}, f"{NODE} takes more memory than there is"
     # "coordinates" is xarray's note of which arrays are labels, which it hides too
     return {k: v for k, v in attrs.items() if k != "coordinates"}, ""
 
@@ -159,39 +168,44 @@ def _check(folder: Path, *, partial: bool) -> None:
     found = dict(files(folder))
     if partial:  # what was being written when a run was killed is written anew
         found = {path: entry for path, entry in found.items() if not path.startswith(".")}
-    nodes: dict[str, Array | None] = {}
-    for path, entry in found.items():
-        inside, _, last = path.rpartition("/")
-        if last == NODE:
-            node = own_json(Path(entry.path))
-            nodes[inside] = _node(path, node, inside, root=not inside)
-            if not inside and not partial:
-                named = _consolidated(node)
-    if "" not in nodes:
+    at = {p.removesuffix(NODE).rstrip("/"): p for p in found if f"/{p}".endswith(f"/{NODE}")}
+    if "" not in at:
         raise UnsoundError(f"{NODE} is missing")
+    total = sum(found[path].stat(follow_symlinks=False).st_size for path in at.values())
+    if total > _ALL_NODES_BYTES:
+        raise UnsoundError(f"its metadata have {total:,} bytes, more than those of any run")
+    root = own_json(folder / NODE)
+    nodes = {"": _node(NODE, root, "", root=True)}
+    named = None if partial else _consolidated(root)
+    # what one says and not the other is not parsed
+    if named is not None and (others := set(named) ^ (set(at) - {""})):
+        raise _disagreement(min(others))
     if wrong := unlike(root_attrs(folder)[0]):
         raise UnsoundError(wrong)
-    if not partial:
-        for path in sorted({*named, *nodes} - {""}):
-            if named.get(path, ...) != nodes.get(path, ...):
-                raise UnsoundError(f"{NODE} of the run and of {quoted(path)} do not agree")
+    for inside in sorted(set(at) - {""}):
+        node = own_json(Path(found[at[inside]].path))
+        nodes[inside] = _node(at[inside], node, inside, root=False)
+        if named is not None and named[inside] != nodes[inside]:
+            raise _disagreement(inside)
     arrays = {path: array for path, array in nodes.items() if array is not None}
     check_dims(arrays)
     chunks = dict.fromkeys(arrays, 0)
     for path, entry in found.items():
         array_path, key = _chunk_of(path, arrays)
-        size = entry.stat(follow_symlinks=False).st_size
         if array_path is not None and arrays[array_path].is_chunk(key):
+            size = entry.stat(follow_symlinks=False).st_size
             _check_chunk(arrays[array_path], path, entry.path, size)
             chunks[array_path] += 1
-        elif size > _FILE_BYTES:
-            raise UnsoundError(f"{quoted(path)} is larger than any file of a run")
     for path, array in arrays.items() if not partial else ():
         if chunks[path] != math.prod(array.grid):
             raise UnsoundError(
                 f"variable {quoted(path)} has {math.prod(array.grid)} chunks, and {chunks[path]} are "
                 "there"
             )
+
+
+def _disagreement(path: str) -> UnsoundError:
+    return UnsoundError(f"{NODE} of the run and of {quoted(path)} do not agree")
 
 
 def _consolidated(root: dict[str, Any]) -> dict[str, Array | None]:

@@ -95,6 +95,11 @@ class Array:
                 f"is damaged: it says that it holds {said} bytes, where "
                 f"{'at most ' if held is None else ''}{held or _MOST_TEXT} belong"
             )
+        # codecs add a little where nothing can be made smaller: zstd most, a 256th and its header
+        if size > said + said // 128 + 1024:
+            raise UnsoundError(
+                f"is damaged: its file is larger than the {said} bytes that it says it holds"
+            )
 
     def check_text(self, content: bytes) -> None:
         """Check that a chunk of texts holds as many as belong there, before they are made room for.

@@ -35,21 +35,16 @@ def create(
         Held; None when another process made the directory first.
     """
     node = {"attributes": dict(attrs), "zarr_format": 3, "node_type": "group"}
-    files = {"zarr.json": (json.dumps(node, indent=2), NODE_BYTES // 2)}
+    # the root's metadata become twice as many: those of its variables are added
+    files = {"zarr.json": _as_file(partial, "zarr.json", node, NODE_BYTES // 2, "record less")}
     if request:
-        files[REQUEST] = (json.dumps(request, indent=1, ensure_ascii=False), MAX_BYTES // 4)
-    for name, (text, most) in files.items():
-        if len(text) > most:
-            raise StoreError(
-                f"run {run_name(partial)!r} cannot be begun: its {name} would have {len(text):,} bytes; "
-                "give less to record."
-            )
+        files[REQUEST] = _as_file(partial, REQUEST, request, MAX_BYTES, "use fewer prompts")
     draft = partial.with_name(f".{partial.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        for name, (text, _) in files.items():
-            (draft / name).write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
         begin_attempt(draft, None)
         lock = _lock.Lock(draft)
         lock.acquire()
@@ -145,6 +140,17 @@ def typed_before(partial: Path) -> list[str]:
     except (StoreError, KeyError, TypeError):
         return []
     return argv if isinstance(argv, list) and all(isinstance(word, str) for word in argv) else []
+
+
+def _as_file(partial: Path, name: str, value: Any, most: int, fix: str) -> bytes:
+    """JSON that is not larger than what is read again."""
+    content = (json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    if len(content) > most:
+        raise StoreError(
+            f"run {run_name(partial)!r} cannot be begun: its {name} would have {len(content):,} bytes, "
+            f"and {most:,} are the most that are read again; {fix}."
+        )
+    return content
 
 
 def _attempts(partial: Path) -> list[dict[str, Any]]:

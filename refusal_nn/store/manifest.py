@@ -77,37 +77,10 @@ def problems(path: str | Path) -> list[str]:
         If there is no run at all.
     """
     folder = locate(path)
-    if folder.name.endswith(".partial"):
-        return [f"run is incomplete: {_progress(folder)}; resume it or remove it"]
     try:
-        recorded = own_bytes(folder / NAME, what="manifest")
-        hashes = dict(parse_json(recorded, what=NAME, error=StoreError)["files"])
-        intact = _text(hashes) == recorded
-    except (StoreError, ValueError, KeyError, TypeError):
-        missing = not os.path.lexists(folder / NAME)
-        how = "is missing" if missing else "is damaged"
-        return [f"{NAME} {how}, so nothing can be checked"]
-    found = [] if intact else [f"{NAME} is damaged: it does not match its own checksum"]
-    try:
-        present = _files(folder)
-        for name, expected in sorted(hashes.items()):
-            if name not in present:
-                found.append(f"{_describe(name)} is missing")
-            elif _sha256(present[name]) != expected:
-                found.append(f"{_describe(name)} does not match its hash")
-        found += [f"{name} is not in the manifest" for name in sorted(set(present) - set(hashes))]
-    except UnsoundError as e:
-        found.append(str(e))
-    except OSError as e:
-        found.append(f"{e.filename} cannot be read ({e.strerror})")
-    if intact and not found and read_attrs(folder).get("complete") is not True:
-        found.append("run is not marked complete")
-    if not found:  # what its maker wrote on purpose has the right hash, too
-        try:
-            inspect(folder)
-        except StoreError as e:
-            found.append(str(e).rstrip("."))
-    return found
+        return _problems(folder)
+    except MemoryError:  # of this run; others are checked all the same
+        return ["checking it takes more memory than there is"]
 
 
 def verify(path: str | Path) -> Verification:
@@ -216,11 +189,42 @@ def stage_progress(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _progress(folder: Path) -> str:
+def _problems(folder: Path) -> list[str]:
+    if folder.name.endswith(".partial"):
+        try:
+            return [f"run is incomplete: {progress_text(folder)}; resume it or remove it"]
+        except StoreError as e:
+            return [str(e).rstrip(".")]
     try:
-        return progress_text(folder)
-    except StoreError as e:
-        return str(e).rstrip(".")
+        recorded = own_bytes(folder / NAME, what="manifest")
+        hashes = dict(parse_json(recorded, what=NAME, error=StoreError)["files"])
+        intact = _text(hashes) == recorded
+    except (StoreError, ValueError, KeyError, TypeError):
+        missing = not os.path.lexists(folder / NAME)
+        how = "is missing" if missing else "is damaged"
+        return [f"{NAME} {how}, so nothing can be checked"]
+    found = [] if intact else [f"{NAME} is damaged: it does not match its own checksum"]
+    try:
+        present = _files(folder)
+        for name, expected in sorted(hashes.items()):
+            if name not in present:
+                found.append(f"{_describe(name)} is missing")
+            elif _sha256(present[name]) != expected:
+                found.append(f"{_describe(name)} does not match its hash")
+        found += [f"{name} is not in the manifest" for name in sorted(set(present) - set(hashes))]
+    except UnsoundError as e:
+        found.append(str(e))
+    except OSError as e:
+        found.append(f"{e.filename} cannot be read ({e.strerror})")
+    attrs, unread = root_attrs(folder)  # why they are not read is said below
+    if intact and not found and not unread and attrs.get("complete") is not True:
+        found.append("run is not marked complete")
+    if not found:  # what its maker wrote on purpose has the right hash, too
+        try:
+            inspect(folder)
+        except StoreError as e:
+            found.append(str(e).rstrip("."))
+    return found
 
 
 def _order(stage: Path) -> tuple[int, str]:

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
+from refusal_nn.backends.ndif._shape import shape_of
 from refusal_nn.errors import ModelError
-from refusal_nn.models import _folder, load_model, quiet
-from refusal_nn.models._folder import Weights, check_size
+from refusal_nn.models import Loading, _folder, load_model, quiet
+from refusal_nn.models._folder import Weights, check_config, check_size
+from refusal_nn.models._load import read_config
 from refusal_nn.testing import tiny_module, tiny_tokenizer
 from tests.patience import within
 
@@ -65,6 +68,41 @@ def test_a_size_that_is_none_is_named(folder, size, value):
     refused(
         folder, rf"its config.json says {size} is '?{value}'?, but that is a whole number from 1"
     )
+
+
+@pytest.mark.parametrize("values", [
+    {"num_local_experts": 0}, {"num_experts": 0}, {"head_dim": 0}, {"encoder_layers": 0},
+    {"vision_config": {"num_hidden_layers": 0}}, {"max_position_embeddings": 1200.0},
+    {"num_hidden_layers": {"vision": 5, "language": 9}}, {"num_key_value_heads": [1, 2]},
+])  # fmt: skip
+def test_zero_of_what_a_model_may_lack_and_whole_floats_are_sizes(values):
+    check_config({"hidden_size": 8, "vocab_size": 8, **values}, "'m'")
+
+
+@pytest.mark.parametrize("values", [
+    {"num_local_experts": -1}, {"head_dim": -1.0}, {"encoder_layers": "0"}, {"num_experts": 1e30},
+    {"vision_config": {"num_hidden_layers": -1}}, {"max_position_embeddings": float("inf")},
+])  # fmt: skip
+def test_less_than_none_and_far_too_many_are_no_sizes(values):
+    with pytest.raises(ModelError, match=r"but that is a whole number from [01] to"):
+        check_config(values, "'m'")
+
+
+@pytest.mark.parametrize(
+    "start", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 12))]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_library_makes_of_each_family_is_a_config(start):
+    made = 0
+    with quiet():
+        for kind in [*sorted(CONFIG_MAPPING)[start::12], "lxmert", "granitemoehybrid"]:
+            try:
+                config = CONFIG_MAPPING[kind]().to_dict()
+            except Exception:  # some need arguments
+                continue
+            check_config(config, kind)
+            made += 1
+    assert made > 40
 
 
 @pytest.mark.parametrize(
@@ -120,14 +158,23 @@ def test_a_config_of_something_else_is_refused(folder, values, reason):
     ({"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["a.B", None]}}, r"pass --trust-remote-"),
     ({"vocab_file": "/etc/passwd"}, r"names a file outside the folder \(vocab_file\)"),
     ({"tokenizer_file": "/dev/zero"}, r"names a file outside the folder \(tokenizer_file\)"),
+    ({"source_spm": "/etc/passwd"}, r"names a file outside the folder \(source_spm\)"),
     ({"vocab_file": "../tiny/config.json"}, r"names a file outside the folder"),
-    ({"model_max_length": "x"}, r"cannot be loaded|cannot read a prompt"),
+    ({"model_max_length": "x"}, r"cannot be loaded"),
     ({"eos_token": 5}, r"cannot be loaded"),
     ({"added_tokens_decoder": 5}, r"cannot be loaded"),
 ])  # fmt: skip
 def test_a_tokenizer_config_of_something_else_is_refused(folder, values, reason):
     change(folder, "tokenizer_config.json", **values)
     refused(folder, reason)
+
+
+@pytest.mark.parametrize("key", ["special_tokens_map_file", "name_or_path"])
+def test_a_path_that_older_libraries_wrote_and_none_opens_is_left_alone(folder, tmp_path, key):
+    there = tmp_path / "special_tokens_map.json"
+    there.write_text("no tokens")
+    change(folder, "tokenizer_config.json", **{key: str(there)})
+    assert load_model(str(folder), device="cpu").name == "tiny"
 
 
 @pytest.mark.parametrize("ends", ["x", [1, "x"], 1.5, {}, 10**20, True])
@@ -323,3 +370,20 @@ def test_loading_leaves_the_limits_and_the_trace_of_the_process(folder):
     before = resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()
     load_model(str(folder), device="cpu").identity()
     assert (resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()) == before
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    ({"num_hidden_layers": 10**9}, r"its config.json says num_hidden_layers is 1000000000"),
+    ({"hidden_size": -1}, r"its config.json says hidden_size is -1"),
+    ({"attn_implementation": "someone/kernel"}, r"asks for code of the hub \(attn_implementation\)"),
+])  # fmt: skip
+@pytest.mark.parametrize("read", [read_config, shape_of])
+def test_a_config_of_the_hub_is_looked_at_before_a_model_is_built(
+    folder, read, values, reason, monkeypatch
+):
+    change(folder, "config.json", **values)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", pytest.fail)
+    # as a hub id, of which no folder was looked at before
+    reading = {"revision": None, "trust_remote_code": False, "attn_implementation": None}
+    with within(20), pytest.raises(ModelError, match=reason):
+        read(Loading("org/name", str(folder), reading=reading))

@@ -18,7 +18,7 @@ from refusal_nn.errors import RefusalNNError, StoreError
 from refusal_nn.runs import open_run
 from refusal_nn.store import RunRecorder, open_runs
 from tests.patience import within
-from tests.store import hostile
+from tests.store import hostile, hostile_runs
 from tests.store.synthetic import FINGERPRINT, provenance
 
 N, GOOD = 200, 20
@@ -39,7 +39,7 @@ class Tree:
     stores: Path
     outside: Path
     good: list[str]
-    bad: list[hostile.Hostile]
+    bad: list[hostile_runs.Hostile]
 
     def run(self, *argv: str) -> Result:
         """A command, which ends as every one may."""
@@ -55,7 +55,7 @@ class Tree:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     folder = tmp_path_factory.mktemp("hostile")
     stores, outside = folder / "stores", folder / "outside"
-    bad = hostile.make(stores, outside, n=N, good=GOOD, seed=9)
+    bad = hostile_runs.make(stores, outside, n=N, good=GOOD, seed=9)
     return Tree(stores, outside, [f"good-{i:02d}" for i in range(GOOD)], bad)
 
 
@@ -87,7 +87,7 @@ def test_there_are_enough_kinds_and_runs(tree: Tree) -> None:
     assert len(hostile.COMPLETE) >= 30
     assert len(hostile.PARTIAL) >= 10
     assert len(tree.bad) == N
-    assert {run.kind for run in tree.bad} == set(hostile.hostile_kinds())
+    assert {run.kind for run in tree.bad} == {*hostile.COMPLETE, *hostile.PARTIAL}
 
 
 def test_the_good_ones_are_found_and_opened(tree: Tree) -> None:

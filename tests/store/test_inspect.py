@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 
+from refusal_nn.cli import cli
 from refusal_nn.errors import StoreError
 from refusal_nn.store import (
     MemoryRecorder,
@@ -21,7 +23,9 @@ from refusal_nn.store import (
     describe,
     find_run,
     forget_jobs,
+    manifest,
     open_runs,
+    problems,
     remove,
     sample_run,
     save,
@@ -93,11 +97,102 @@ def test_too_many_files_are_not_walked_through(run: Path, monkeypatch: Any) -> N
         describe(run)
 
 
+def test_a_chunk_is_no_larger_than_what_it_holds(run: Path) -> None:
+    """A sparse one costs its maker nothing, and its beginning and hash can be right."""
+    shutil.copytree(run, run.with_name("good.zarr"))
+    texts = [v for v in hostile.variables(run) if v not in hostile.numbers(run)]
+    for variable in (texts[0], hostile.numbers(run)[0]):
+        path = next(p for p in (run / variable / "c").rglob("*") if p.is_file())
+        whole = path.read_bytes()
+        os.truncate(path, 20 << 20)
+        manifest.write(run)
+        with pytest.raises(StoreError, match=r"is damaged: its file is larger than the \d+ bytes"):
+            inspecting.inspect(run)
+        assert "larger than" in problems(run)[0]
+        hostile.replace(path, whole)
+        # too large to be hashed, too
+        os.truncate(path, 5 << 40)
+        with within(10):
+            (found,) = problems(run)
+        assert found.endswith("is larger than any file of a run")
+        hostile.replace(path, whole)
+    manifest.write(run)
+    assert problems(run) == []
+
+
+def test_values_that_no_codec_makes_smaller_pass(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = ["".join(map(chr, rng.integers(32, 1 << 14, size=1000))) for _ in range(1000)]
+    noise = rng.integers(0, 1 << 32, size=1000, dtype=np.uint64).view(np.float64)
+    data = xr.Dataset({"loop_loss": ("step", noise)}, {"step": np.arange(1000)})
+    data = data.assign_coords(source=("step", text))
+    assert problems(save(data, tmp_path / "run", provenance())) == []
+
+
+@pytest.mark.parametrize("hungry", ["zarr.json", "manifest.json"])
+def test_a_run_that_takes_all_memory_does_not_end_the_check_of_others(
+    run: Path, monkeypatch: Any, hungry: str
+) -> None:
+    shutil.copytree(run, run.with_name("good.zarr"))
+    real = inspecting.own_bytes
+
+    def scarce(path: Path, **options: Any) -> bytes:
+        if path.is_relative_to(run) and path.name == hungry:
+            raise MemoryError
+        return real(path, **options)
+
+    for module in (inspecting, manifest):
+        monkeypatch.setattr(module, "own_bytes", scarce)
+    result = CliRunner().invoke(cli, ["runs", "verify", "--stores", str(run.parent)])
+    assert result.exit_code == 1
+    good, bad = result.output.splitlines()
+    assert good == "good: ok"
+    assert bad.startswith("run: ")
+    assert "more memory than there is" in bad
+
+
+def test_a_partial_run_that_cannot_be_used_is_not_said_to_be_resumed(tmp_path: Path) -> None:
+    partial = hostile.begin(tmp_path / "run").partial
+    assert problems(partial) == [
+        "run is incomplete: stage 'scores' has 1 of 3 batches; resume it or remove it"
+    ]
+    (partial / "more").symlink_to(tmp_path)
+    assert problems(partial) == [
+        "run 'run' cannot be used: 'more' is a link, and a run holds none; get it anew from where it "
+        "came from, or remove it with `refusal-nn runs rm run`"
+    ]
+
+
 def test_metadata_larger_than_any_are_not_read(run: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(inspecting, "NODE_BYTES", 1000)
     monkeypatch.setattr(inspecting.own_bytes, "__kwdefaults__", {"limit": 1000, "what": "file"})
     (found,) = open_runs(run.parent)
     assert (found.state, "larger than" in found.reason) == ("damaged", True)
+
+
+def test_nodes_that_the_root_does_not_name_are_not_parsed(run: Path) -> None:
+    (run / "more").mkdir()
+    (run / "more" / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=r"zarr.json of the run and of 'more' do not agree"):
+        inspecting.inspect(run)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_metadata_in_many_files_are_bounded_in_all(run: Path, tmp_path: Path, linked: bool) -> None:
+    """One large node under twenty names, or twenty sparse ones; complete or partial."""
+    partial = hostile.begin(tmp_path / "other").partial
+    for folder in (run, partial):
+        first = folder / "n0" / "zarr.json"
+        for i in range(20):
+            path = folder / f"n{i}" / "zarr.json"
+            path.parent.mkdir()
+            if linked and i:
+                path.hardlink_to(first)
+            else:
+                path.touch()
+                os.truncate(path, 28 << 20)
+        with within(10), pytest.raises(StoreError, match=r"its metadata have 58\d,\d+,\d+ bytes"):
+            describe(folder)
 
 
 def test_looking_through_a_run_costs_little(run: Path) -> None:
@@ -268,3 +363,23 @@ def test_request_files_too_large_to_be_read_again_are_not_written(
     with pytest.raises(StoreError, match=r"cannot be begun: its zarr\.json would have"):
         hostile.begin(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_is_kept_as_long_as_it_can_be_read_again(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Its size is that of its bytes, and nothing is added to them."""
+    from refusal_nn.store import _partial
+
+    monkeypatch.setattr(_partial, "MAX_BYTES", 3000)
+    options: dict[str, Any] = {"fingerprint": FINGERPRINT, "provenance": provenance()}
+    request = {"prompts": ["é" * 10] * 100, "last": "x" * 165}
+    with RunRecorder(tmp_path / "run", request=request, **options) as recorder:
+        hostile.stage(recorder)
+    written = (recorder.partial / "call.json").read_bytes()
+    assert (2400 < len(written) <= 3000, written.count(b"\n")) == (True, 1)
+    assert _partial.request_of(recorder.partial) == request
+    request["prompts"] = ["é" * 10] * 140
+    with pytest.raises(StoreError, match=r"its call\.json would have .*; use fewer prompts\."):
+        RunRecorder(tmp_path / "more", request=request, **options).__enter__()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr.partial"]

@@ -9,9 +9,9 @@ import httpx
 
 from refusal_nn.backends.ndif._deployments import TASK
 from refusal_nn.errors import ModelError, UnavailableError
-from refusal_nn.models import Loading, quiet
+from refusal_nn.models import EMBEDDED, Loading, quiet
 from refusal_nn.models._commit import commit_of
-from refusal_nn.models._load import not_loaded, read_tokenizer
+from refusal_nn.models._load import not_loaded, read_config, read_tokenizer
 
 
 def shape_of(asked: Loading) -> tuple[Any, Any, str | None]:
@@ -25,6 +25,8 @@ def shape_of(asked: Loading) -> tuple[Any, Any, str | None]:
     }
     options["dtype"] = asked.dtype
     with not_loaded(source), quiet():
+        if asked.name not in EMBEDDED:
+            read_config(asked)
         tokenizer = read_tokenizer(asked)
         nn_model = TransformersModel(
             source,
