@@ -181,6 +181,10 @@ def _typed(argv: Sequence[str], config: str, what: str, value: str) -> bool:
     words = [*argv, *config.split()]
     if what == "network":
         return "ndif" in words or argv[0] == "remote"
+    if what == "write":  # stopped, but where it was told to be
+        path = value.partition(" ")[2]
+        asked = [o for o in _outputs(argv, config) if o.startswith(("/", ".."))]
+        return any(o.startswith("..") or f"{path}/".startswith(f"{o.rstrip('/')}/") for o in asked)
     return what == "program" and ("dry-run" in words or "fc-list" in value)  # matplotlib's fonts
 
 
