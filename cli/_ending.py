@@ -43,8 +43,8 @@ KINDS = {
 _LONGEST = 1500
 """Most characters of a message: it may quote what was typed."""
 _KEPT = (
-    "Finished batches are kept: `refusal-nn runs list` shows a partial run and `refusal-nn runs "
-    "resume NAME` continues it."
+    "If a run was begun, its finished batches are kept: `refusal-nn runs list` shows a partial run "
+    "and `refusal-nn runs resume NAME` continues it."
 )
 _WRONG_FILE = {
     errno.EACCES: "check its permissions",

@@ -82,14 +82,14 @@ def model_of(inputs: Sequence[Run], name: str | None, loading: dict[str, Any]) -
     Raises
     ------
     RequestError
-        If the run was made with a folder that is to be given again.
+        If the run was made with a folder that is to be given again, or its code is to be run.
     """
     from refusal_nn.models import load_model
     from refusal_nn.runs import recorded_model
 
     if name is None:
         run, attrs = inputs[0].name, inputs[0].attrs
-        name = recorded_model(run, str(attrs["model"]))
+        name = recorded_model(run, str(attrs["model"]), trusted=loading["trust_remote_code"])
         loading = {**loading, "dtype": loading["dtype"] or attrs["dtype"]}
         loading["revision"] = loading["revision"] or attrs["revision"] or None
     return load_model(name, **loading)

@@ -155,8 +155,12 @@ _device_option = click.option(
     "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or auto (all GPUs)."
 )
 
+_revision_option = click.option(
+    "--revision", metavar="REV", help="Branch, tag or commit of a hub model."
+)
+
 loading_options = together(
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
+    _revision_option,
     _template_option,
     _trust_option,
     click.option(
@@ -177,6 +181,7 @@ again_options = together(
     model_option(
         help="Where the model is now; needed where it was a folder, which runs do not record."
     ),
+    _revision_option,
     _template_option,
     _trust_option,
     _server_options,
@@ -186,7 +191,8 @@ again_options = together(
         "inputs",
         multiple=True,
         metavar="RUN",
-        help="A run that this one goes on from, where it is not in --stores; repeatable.",
+        help="A run that this one goes on from, where it is neither in --stores nor beside it; "
+        "repeatable.",
     ),
 )
 """What a run does not say, or may not say, when it is continued or made again."""

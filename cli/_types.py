@@ -101,7 +101,7 @@ class NewFile(click.Path):
 
 def _bounded(kind: click.ParamType, value: Any, largest: float, param: Any, ctx: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        kind.fail(f"{value} is not a finite number.", param, ctx)
+        kind.fail(f"it is {value}; give a finite number.", param, ctx)
     if abs(value) > largest:
         kind.fail(f"{value:.6g} is too large; give at most {largest:.10g}.", param, ctx)
     return value

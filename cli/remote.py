@@ -10,7 +10,7 @@ import click
 
 from refusal_nn.cli._options import host_option, json_option, stores_option
 from refusal_nn.cli._output import Table, show
-from refusal_nn.errors import RefusalNNError
+from refusal_nn.errors import RefusalNNError, StoreError
 
 if TYPE_CHECKING:
     from refusal_nn.backends import Service
@@ -72,21 +72,18 @@ def remote_jobs(host: str | None, plain_http: bool, stores: Path) -> None:
 
     service = Service.connect(host, deadline=ANSWER_SECONDS, plain_http=plain_http)
     asked = _Host(service)
-    jobs = [
-        {
-            "run": run.name,
-            "stage": stage,
-            "job": entry["id"],
-            "state": asked.state_of(entry),
-            "batches": len(entry["batches"]),
-            "minutes": round((time.time() - entry["submitted"]) / 60, 1),
-            "host": entry["host"],
-        }
-        for run in open_runs(stores).select(state="partial")
-        for stage, ledger in job_ledgers(run.path).items()
-        for entry in ledger.jobs
-    ]
-    show(jobs, Table(jobs, empty="no jobs under way"))
+    jobs: list[dict[str, Any]] = []
+    unread: list[str] = []
+    for run in open_runs(stores).select(state="partial"):
+        try:
+            jobs += [
+                asked.row(run.name, s, e)
+                for s, of in job_ledgers(run.path).items()
+                for e in of.jobs
+            ]
+        except StoreError as error:
+            unread.append(str(error))
+    show(jobs, Table(jobs, empty="no jobs under way"), notices=unread)
 
 
 class _Host:
@@ -95,6 +92,18 @@ class _Host:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.failed = ""
+
+    def row(self, run: str, stage: str, entry: dict[str, Any]) -> dict[str, Any]:
+        """What is listed of a job."""
+        return {
+            "run": run,
+            "stage": stage,
+            "job": entry["id"],
+            "state": self.state_of(entry),
+            "batches": len(entry["batches"]),
+            "minutes": round((time.time() - entry["submitted"]) / 60, 1),
+            "host": entry["host"],
+        }
 
     def state_of(self, entry: dict[str, Any]) -> str:
         """The server's word on a job that is under way, else how it ended."""

@@ -100,13 +100,13 @@ def runs_verify(names: Sequence[str], stores: Path) -> None:
     from refusal_nn.store import open_runs, problems, run_name, run_path
 
     paths = [run_path(stores, name) for name in names] or [run.path for run in open_runs(stores)]
-    found = {run_name(path): problems(path) for path in paths}
+    found = [(run_name(path), problems(path)) for path in paths]
     show(
-        [{"run": run, "ok": not bad, "problems": bad} for run, bad in found.items()],
-        *(f"{run}: {'; '.join(bad) or 'ok'}" for run, bad in found.items()),
+        [{"run": run, "ok": not bad, "problems": bad} for run, bad in found],
+        *(f"{run}: {'; '.join(bad) or 'ok'}" for run, bad in found),
         notices=[] if found else [f"no runs in {stores}"],
     )
-    if any(found.values()):
+    if any(bad for _, bad in found):
         raise click.exceptions.Exit(1)
 
 
@@ -142,7 +142,7 @@ def runs_resume(
     _check_server(path, call.backend, forget_jobs, loading)
     model = load_again(call, loading.pop("model"), **with_limits(loading))
     with keeping(path.parent, run_name(path), resume=True) as where:
-        run = repeat(call, where, model, inputs)
+        run = repeat(call, where, model, inputs, [stores])
     show_as_command(run)
 
 
@@ -169,7 +169,7 @@ def runs_rerun(name: str, new: str, stores: Path, inputs: Sequence[str], **loadi
     _check_server(old.path, call.backend, False, loading)
     model = load_again(call, loading.pop("model"), **with_limits(loading))
     with keeping(stores, new, resume=False) as where:
-        made = repeat(call, where, model, inputs)
+        made = repeat(call, where, model, inputs, [old.path.parent])
     equal = old.tree.equals(made.tree)
     notices = [f"{new}: arrays and labels {'equal' if equal else 'differ from'} those of {name}"]
     if made.reused:

@@ -139,6 +139,7 @@ def _model(model: Model) -> dict[str, Any]:
         "device": known["device"],
         "backend": known["backend"],
         "chat_template": template if template in (None, "raw") else "file",
+        "attn_implementation": getattr(model.module.config, "_attn_implementation", None),
     }
 
 
@@ -163,5 +164,7 @@ def _plain(value: Any) -> Any:
 def _without_rows(document: Any) -> Any:
     """A document but for the rows of sets: a prompt may speak of a path."""
     if isinstance(document, Mapping):
-        return {k: _without_rows(v) for k, v in document.items() if k != "rows"}
+        if set(document) == {"name", "rows"}:
+            return document["name"]
+        return {k: _without_rows(v) for k, v in document.items()}
     return [_without_rows(v) for v in document] if isinstance(document, list) else document

@@ -6,35 +6,37 @@ values; it cannot name code, a host, a folder or a file. What it leaves out, the
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from refusal_nn import store
 from refusal_nn._analyses import function_at, targets
-from refusal_nn._signature import REQUIRED, Parameter, Signature, read_signature
+from refusal_nn._files import is_hub_id
+from refusal_nn._signature import REQUIRED, Signature, read_signature
 from refusal_nn.errors import InterventionError, PromptError, RequestError, StoreError
-from refusal_nn.interventions import from_json
 from refusal_nn.models import BACKENDS, DTYPES, EMBEDDED, Model, load_model
 from refusal_nn.runs._analysis import declared_by
-from refusal_nn.runs._call import FORMAT, RECORDABLE, SETS
+from refusal_nn.runs._call import FORMAT
 from refusal_nn.runs._keeping import Keeping
 from refusal_nn.runs._record import record
 from refusal_nn.runs._results import open_run, same_model
-from refusal_nn.store._attrs import canonical
+from refusal_nn.runs._values import NotOneError, decoded
 
 if TYPE_CHECKING:
     from refusal_nn.store import Run
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REVISION = re.compile(r"[\w][\w./-]{0,199}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _DEVICES = ("cpu", "cuda")
+_ATTENTION = ("sdpa", "eager")
+_OR_NONE = ("revision", "chat_template", "attn_implementation")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Call:
     arguments : mapping
         As :func:`refusal_nn.runs._call.encoded`.
     model : mapping or None
-        ``name``, ``kind``, ``revision``, ``dtype``, ``device``, ``backend``, ``chat_template``.
+        ``name``, ``kind``, ``revision``, ``dtype``, ``device``, ``backend``, ``chat_template``,
+        ``attn_implementation``.
     made_from : sequence
         ``{"run", "hash"}`` of results that arguments were made from.
     """
@@ -139,23 +142,54 @@ def load_again(call: Call, name: str | None = None, **loading: Any) -> Model | N
     at = call.model
     if at is None:
         return None
+    given = {k: v for k, v in loading.items() if v is not None}
+    trusted = bool(given.get("trust_remote_code"))
     if name is None:
-        name = recorded_model(call.run, str(at["name"]), at["kind"])
-    if at["chat_template"] == "file" and loading.get("chat_template") is None:
+        name = recorded_model(call.run, str(at["name"]), at["kind"], trusted=trusted)
+    if trusted and at["revision"] and "revision" not in given:
+        raise RequestError(
+            f"run {call.run!r} was made at revision {_short(at['revision'])}, and whose code "
+            "--trust-remote-code runs is for you to say; name the revision with --revision."
+        )
+    if at["chat_template"] == "file" and "chat_template" not in given:
         raise RequestError(
             f"run {call.run!r} was made with a chat template from a file; pass it again with "
             "--chat-template FILE."
         )
-    given = {k: v for k, v in loading.items() if v is not None}
-    device = {"device": at["device"]} if at["device"] in _DEVICES else {}
-    template = {"chat_template": "raw"} if at["chat_template"] == "raw" else {}
-    known = {"revision": at["revision"], "dtype": at["dtype"], "backend": at["backend"]}
-    model = load_model(name, **{**device, **template, **given, **known})
+    known = {"revision": at["revision"], "device": _device_of(call, given.get("device"))}
+    if at["chat_template"] == "raw":
+        known["chat_template"] = "raw"
+    if at["backend"] != "ndif" and at["attn_implementation"] in _ATTENTION:
+        known["attn_implementation"] = at["attn_implementation"]
+    fixed = {"dtype": at["dtype"], "backend": at["backend"]}
+    model = load_model(name, **{**known, **given, **fixed})
     same_model(call.run, store.read_attrs(call.path), model)
     return model
 
 
-def recorded_model(run: str, name: str, kind: str = "") -> str:
+def _device_of(call: Call, asked: str | None) -> str | None:
+    """The device to load on: as asked, else of the recorded type.
+
+    Raises
+    ------
+    RequestError
+        If a partial run would go on on a device of another type than it was begun on.
+    """
+    assert call.model is not None
+    begun = call.model["device"]
+    if begun not in _DEVICES:  # a server's
+        return asked
+    kind = "cuda" if asked == "auto" else (asked or begun).partition(":")[0]
+    here = kind != "cuda" or torch.cuda.is_available()
+    if call.path.name.endswith(".partial") and (kind != begun or not here):
+        raise RequestError(
+            f"run {call.run!r} was begun on {begun}, and its batches are only put together with others "
+            f"from there; go on on a machine with {begun}, or begin it here under another name."
+        )
+    return asked or begun
+
+
+def recorded_model(run: str, name: str, kind: str = "", *, trusted: bool = False) -> str:
     """The name by which a run's model is loaded again.
 
     Parameters
@@ -166,6 +200,8 @@ def recorded_model(run: str, name: str, kind: str = "") -> str:
         Attr ``model`` of the run.
     kind : str
         ``folder``, where the run says so.
+    trusted : bool
+        Code of the model's is to be run: whose it is, no run says.
 
     Raises
     ------
@@ -173,18 +209,34 @@ def recorded_model(run: str, name: str, kind: str = "") -> str:
         If it was a folder, and none is called so here, or it is not the name of a model: a run never
         says where a folder is.
     """
-    if name in EMBEDDED or (_PLAIN.fullmatch(name) and Path(name).is_dir()):
-        return name  # a folder here that is called so; its weights are compared with the run's
-    if kind == "folder" or not _HUB_ID.fullmatch(name) or Path(name).exists():
+    if name in EMBEDDED:
+        return name
+    if trusted:
         raise RequestError(
-            f"run {run!r} was made with model folder {_short(name)}, and runs do not record where that "
-            "lies; pass --model PATH."
+            f"run {run!r} was made with model {_short(name)}, and whose code --trust-remote-code runs is "
+            "for you to say; name the model with --model."
         )
-    return name
+    if _PLAIN.fullmatch(name) and Path(name).is_dir():
+        return name  # a folder here that is called so; its weights are compared with the run's
+    if kind != "folder" and is_hub_id(name):
+        if not Path(name).exists():
+            return name
+        raise RequestError(
+            f"run {run!r} was made with model {_short(name)} of the hub, and a folder here is called so, "
+            "too; say which is meant with --model."
+        )
+    raise RequestError(
+        f"run {run!r} was made with model folder {_short(name)}, and runs do not record where that "
+        "lies; pass --model PATH."
+    )
 
 
 def repeat(
-    call: Call, keep: Keeping, model: Model | None = None, inputs: Sequence[str | Path] = ()
+    call: Call,
+    keep: Keeping,
+    model: Model | None = None,
+    inputs: Sequence[str | Path] = (),
+    folders: Sequence[str | Path] = (),
 ) -> Run:
     """Make a recorded call again and keep it, or go on with it where it is partial.
 
@@ -196,14 +248,17 @@ def repeat(
     model : Model, optional
         From :func:`load_again`.
     inputs : sequence of str or Path
-        Such runs that lie elsewhere, or have another name now.
+        Such runs that lie elsewhere.
+    folders : sequence of str or Path
+        Folders where they are looked for, too.
 
     Raises
     ------
     RequestError
         If a run that it goes on from is missing, or an argument is not one of the analysis.
     """
-    found = _Inputs(call.run, Path(keep.stores), inputs)
+    places = dict.fromkeys(map(Path, [*folders, keep.stores]))
+    found = _Inputs(call.run, list(places), inputs)
     arguments: dict[str, Any] = {}
     if "model" in call.signature.parameters:
         arguments["model"] = model
@@ -216,8 +271,8 @@ def repeat(
             if name in call.signature.runs:
                 arguments[name] = _runs(entry, found)
             else:
-                arguments[name] = _decoded(entry, parameter)
-        except (_NotOneError, PromptError, InterventionError) as error:
+                arguments[name] = decoded(entry, parameter)
+        except (NotOneError, PromptError, InterventionError) as error:
             reason = str(error).rstrip(".") or f"{_short(entry)} is not one"
             raise StoreError(
                 f"run {call.run!r}: its record of argument {name!r} of {call.analysis} is wrong "
@@ -235,35 +290,43 @@ def repeat(
     return record(function, keep=keep, made_from=made_from, **arguments)
 
 
-class _NotOneError(ValueError):
-    """A recorded value is not what its argument takes."""
-
-
 class _Inputs:
     """The runs that a call goes on from, found by their hash."""
 
-    def __init__(self, run: str, stores: Path, given: Sequence[str | Path]) -> None:
-        self.run, self.stores = run, stores
-        self.given = {found.hash: found for found in (open_run(stores, one) for one in given)}
+    def __init__(self, run: str, folders: Sequence[Path], given: Sequence[str | Path]) -> None:
+        self.run, self.folders = run, folders
+        self.given = {found.hash: found for found in (open_run(folders[0], one) for one in given)}
 
     def find(self, entry: Mapping[str, str]) -> Run:
-        """The run of a name and hash."""
+        """The run of a name and hash, or of this hash under another name."""
         if entry["hash"] in self.given:
             return self.given[entry["hash"]]
         name = entry["run"]
-        said = f"run {self.run!r} goes on from run {name!r}"
-        place = self.stores / f"{name}.zarr"
-        if not place.is_dir():
-            raise RequestError(
-                f"{said}, which is not in {str(self.stores)!r}; put it there, or name it with --input."
-            )
-        found = open_run(self.stores, place)
-        if found.hash != entry["hash"]:
-            raise RequestError(
-                f"{said}, but the run of that name in {str(self.stores)!r} is another one; name the "
-                "right one with --input."
-            )
-        return found
+        named = [folder / f"{name}.zarr" for folder in self.folders]
+        for place in [*named, *self._others()]:
+            if place.is_dir() and _hash_at(place) == entry["hash"]:
+                return open_run(place.parent, place)
+        where = " or ".join(repr(str(folder)) for folder in self.folders)
+        other = any(place.is_dir() for place in named)
+        reason = (
+            "the run of that name is another one, and no other there" if other else "no run there"
+        )
+        raise RequestError(
+            f"run {self.run!r} goes on from run {name!r}, which is not in {where}: {reason} has its "
+            "hash; put it there, or name it with --input."
+        )
+
+    def _others(self) -> Iterator[Path]:
+        for folder in self.folders:
+            if folder.is_dir():
+                yield from (run.path for run in store.open_runs(folder) if run.state == "complete")
+
+
+def _hash_at(place: Path) -> str:
+    try:
+        return store.find_run(place).hash
+    except StoreError:
+        return ""
 
 
 def _runs(entry: Any, found: _Inputs) -> Run | list[Run]:
@@ -271,87 +334,7 @@ def _runs(entry: Any, found: _Inputs) -> Run | list[Run]:
         return [found.find(one) for one in entry["runs"]]
     if isinstance(entry, dict) and set(entry) == {"run"} and _is_entries([entry["run"]]):
         return found.find(entry["run"])
-    raise _NotOneError("it does not name runs")
-
-
-def _decoded(entry: Any, parameter: Parameter) -> Any:
-    """An argument from its record, if it is of a kind and type that the analysis declares."""
-    if not isinstance(entry, dict) or len(entry) != 1:
-        raise _NotOneError
-    ((kind, content),) = entry.items()
-    annotation = parameter.annotation
-    if kind == "value":
-        if not fits(content, parameter):
-            raise _NotOneError
-        return content
-    if kind == "each" and "Mapping" in annotation and isinstance(content, dict):
-        return {key: _decoded(one, parameter) for key, one in content.items()}
-    if kind == "interventions" and "Intervention" in annotation:
-        return from_json(canonical(content))
-    if kind in SETS and SETS[kind].__name__ in annotation:
-        return _rows(SETS[kind], content)
-    if kind in RECORDABLE and RECORDABLE[kind].__name__ in annotation:
-        try:
-            return RECORDABLE[kind].from_attrs(content)
-        except (KeyError, TypeError, ValueError, AttributeError, RequestError) as error:
-            raise _NotOneError(f"not a {RECORDABLE[kind].__name__}") from error
-    raise _NotOneError
-
-
-def _rows(made: Callable[..., Any], content: Any) -> Any:
-    rows = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not isinstance(content.get("name"), str):
-        raise _NotOneError("it holds no rows")
-    for row in rows:
-        texts = row.values() if isinstance(row, dict) else [None]
-        if not all(isinstance(text, str) for text in texts):
-            raise _NotOneError("a row is not one of texts")
-    return made.from_rows(rows, name=content["name"])  # type: ignore[attr-defined]
-
-
-def fits(value: Any, parameter: Parameter) -> bool:
-    """Whether a plain value is of an argument's declared type, one of its choices, within its bounds."""
-    if value is None or value == parameter.default:
-        return value == parameter.default or _is_of(value, _parsed(parameter.annotation))
-    if not _is_of(value, _parsed(parameter.annotation)):
-        return False
-    if parameter.choices and isinstance(value, str):
-        return value in parameter.choices
-    if parameter.bounds is not None and isinstance(value, int | float):
-        left, low, high, right = parameter.bounds
-        above = value > float(low) if left == "(" else value >= float(low)
-        return above and (value < float(high) if right == ")" else value <= float(high))
-    return True
-
-
-def _parsed(annotation: str) -> ast.expr:
-    return ast.parse(annotation or "None", mode="eval").body
-
-
-def _is_of(value: Any, kind: ast.expr) -> bool:
-    """Whether plain data are of an annotation that plain data can be of."""
-    match kind:
-        case ast.Constant(value=None):
-            return value is None
-        case ast.Name(id="int"):
-            return isinstance(value, int) and not isinstance(value, bool)
-        case ast.Name(id="float"):
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case ast.Name(id="bool"):
-            return isinstance(value, bool)
-        case ast.Name(id="str"):
-            return isinstance(value, str)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _is_of(value, left) or _is_of(value, right)
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
-            return value in ast.literal_eval(ast.unparse(choices))
-        case ast.Subscript(value=ast.Name(id="Sequence" | "list" | "tuple"), slice=inner):
-            of = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
-            return isinstance(value, list) and all(_is_of(one, of) for one in value)
-        case ast.Subscript(value=ast.Name(id="Mapping" | "dict"), slice=ast.Tuple(elts=[_, of])):
-            return isinstance(value, dict) and all(_is_of(one, of) for one in value.values())
-    # of any other type, an empty list or mapping is all that plain data can be
-    return value in ([], {})
+    raise NotOneError("it does not name runs")
 
 
 def _is_entries(found: Any) -> bool:
@@ -368,12 +351,11 @@ def _is_entries(found: Any) -> bool:
 
 def _is_model(found: Any) -> bool:
     """Whether this says how a model is loaded, and nothing that only a user may say."""
-    keys = {"name", "kind", "revision", "dtype", "device", "backend", "chat_template"}
+    keys = {"name", "kind", "revision", "dtype", "device", "backend"}
+    keys |= {"chat_template", "attn_implementation"}
     if not isinstance(found, dict) or set(found) != keys:
         return False
-    texts = all(
-        isinstance(v, str) for k, v in found.items() if k not in ("revision", "chat_template")
-    )
+    texts = all(isinstance(v, str) or (v is None and k in _OR_NONE) for k, v in found.items())
     return (
         texts
         and found["kind"] in ("embedded", "folder", "hub")
@@ -403,8 +385,10 @@ def _without_record(run: Run) -> str:
             f"`refusal-nn {noun} {verb}`."
         )
     begun = "begin" if partial else "make it"
-    # what stands in a file is shown only if it is a command of the analysis that the run is of
-    if noun in words[1:4] and (verb in words[2:5] or noun == "attribute"):
+    # what stands in a file is shown only if it is our command of the analysis that the run is of
+    wanted = ["refusal-nn", *([noun] if noun == "attribute" else [noun, verb])]
+    typed_only = ("--trust-remote-code", "--plain-http", "--host", "--yes", "--overwrite")
+    if words[: len(wanted)] == wanted and not any(word.startswith(typed_only) for word in words):
         line = shlex.join(words)
         return f"{said}; {begun} again with the command it records, after reading it: `{line}`."
     return f"{said}; {begun} again with `refusal-nn {noun} {verb}`."

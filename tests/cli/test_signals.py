@@ -33,7 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, *argv: str, before: str = "pass") -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    code = f"import conftest, sys; from refusal_nn.cli import main; {before}; main()"
+    # a shell gives what it runs in the background a Ctrl-C that is ignored
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; import conftest, sys; from refusal_nn.cli import main; {before}; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *argv],
         cwd=folder,
@@ -151,9 +153,11 @@ def alive(process: str) -> bool:
 
 def test_a_library_user_keeps_their_own_handlers() -> None:
     code = (
-        "import conftest, signal, refusal_nn, refusal_nn.cli, refusal_nn.cli._signals\n"
-        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
-        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "import signal\n"
+        "both = (signal.SIGTERM, signal.SIGINT)\n"
+        "before = [signal.getsignal(number) for number in both]\n"
+        "import conftest, refusal_nn, refusal_nn.cli, refusal_nn.cli._signals\n"
+        "assert [signal.getsignal(number) for number in both] == before\n"
     )
     subprocess.run(
         [sys.executable, "-c", code],

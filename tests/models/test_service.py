@@ -75,7 +75,7 @@ def test_what_is_no_address_is_a_wrong_request(host: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["http://ndif.example", "http://10.0.0.1:5001", "http://127.1.evil"]
+    "host", ["http://ndif.example", "http://10.0.0.1:5001", "http://127.1.evil", "http://127.0.0.2"]
 )
 def test_the_key_goes_over_http_to_this_machine_alone_unless_it_is_allowed(
     monkeypatch, host
@@ -85,7 +85,7 @@ def test_the_key_goes_over_http_to_this_machine_alone_unless_it_is_allowed(
         Service.connect(host)
     assert KEY not in str(caught.value)
     assert Service.connect(host, plain_http=True).host == host
-    for here in ("http://localhost:1", "http://127.0.0.2:1", "http://[::1]:1"):
+    for here in ("http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1"):
         assert Service.connect(here).key == KEY
     monkeypatch.delenv("NDIF_API_KEY")
     monkeypatch.setattr("nnsight.schema.config.CONFIG.API.APIKEY", None)

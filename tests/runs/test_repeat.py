@@ -18,7 +18,7 @@ from refusal_nn.attribution import Metric
 from refusal_nn.errors import PromptError, RequestError, StoreError
 from refusal_nn.runs import call_of, load_again, recorded_model, repeat
 from refusal_nn.runs._call import encoded
-from refusal_nn.runs._repeat import fits
+from refusal_nn.runs._values import fits
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_a_record_says_no_path_and_nothing_that_was_typed(stores: Path) -> None:
     assert document["arguments"]["refusal_tokens"] == {"value": [40]}
     assert set(document["model"]) == {
         *("name", "kind", "revision", "dtype", "device", "backend", "chat_template"),
+        "attn_implementation",
     }
     assert str(stores) not in json.dumps(document)
 
@@ -70,6 +71,9 @@ def test_an_input_is_found_by_its_hash(stores: Path, tmp_path: Path) -> None:
     model = load_again(call)
     with pytest.raises(RequestError, match=r"goes on from run 'first', which is not in .*--input"):
         repeat(call, kept(tmp_path, "third"), model)
+    shutil.copytree(stores / "first.zarr", tmp_path / "beside" / "renamed.zarr")
+    beside = repeat(call, kept(tmp_path, "by-hash"), model, folders=[tmp_path / "beside"])
+    assert beside.attrs["inputs"][0]["run"] in ("first", "renamed")
     given = [stores / "first.zarr"]
     assert (
         repeat(call, kept(tmp_path, "third"), model, given).attrs["analysis"] == "direction-score"
@@ -167,7 +171,9 @@ def test_an_argument_that_is_not_one_is_refused_before_anything_is_written(
 def test_a_run_never_says_where_a_folder_is(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
-    for name in ("folder", "/etc", "../x", "org/name", "a/b/c", ".", "~/x", "https://x/y", "-x/y"):
+    with pytest.raises(RequestError, match="a folder here is called so"):
+        recorded_model("r", "org/name")
+    for name in ("folder", "/etc", "../x", "a/b/c", ".", "~/x", "https://x/y", "-x/y"):
         with pytest.raises(RequestError, match="--model PATH"):
             recorded_model("r", name)
     with pytest.raises(RequestError, match="--model PATH"):
@@ -176,6 +182,34 @@ def test_a_run_never_says_where_a_folder_is(tmp_path: Path, monkeypatch: Any) ->
     assert recorded_model("r", "folder", "folder") == "folder"
     assert recorded_model("r", "org/other") == "org/other"
     assert recorded_model("r", "tiny-refuser") == "tiny-refuser"
+
+
+def test_whose_code_is_run_is_said_by_the_user_alone(stores: Path, tmp_path: Path) -> None:
+    for name in ("org/name", "folder"):
+        with pytest.raises(RequestError, match="name the model with --model"):
+            recorded_model("r", name, trusted=True)
+    changed(stores, tmp_path, of_model(name="org/name", kind="hub", revision="refs/pr/1"))
+    call = call_of(tmp_path / "evil")
+    with pytest.raises(RequestError, match="name the model with --model"):
+        load_again(call, trust_remote_code=True)
+    with pytest.raises(RequestError, match="name the revision with --revision"):
+        load_again(call, "org/name", trust_remote_code=True)
+
+
+def test_a_partial_run_goes_on_on_its_own_device_type(stores: Path, tmp_path: Path) -> None:
+    changed(stores, tmp_path, of_model(device="cuda"))
+    for asked in (None, "cpu"):
+        with pytest.raises(RequestError, match="go on on a machine with cuda"):
+            load_again(call_of(tmp_path / "evil"), device=asked)
+
+
+def test_the_attention_kernel_of_the_first_attempt_is_used_again(tmp_path: Path) -> None:
+    model = rn.load_model("tiny-refuser", attn_implementation="eager")
+    prompts = rn.load_prompts("tiny-bench").train[::24]
+    found = rn.record(rn.directions.extract, model, prompts, screen=False, keep=kept(tmp_path, "e"))
+    again = load_again(call_of(found.path))
+    assert again is not None
+    assert again.module.config._attn_implementation == "eager"
 
 
 def test_another_model_is_not_taken_for_the_recorded_one(stores: Path, tmp_path: Path) -> None:
@@ -203,19 +237,26 @@ def without_record(stores: Path, folder: Path, ending: str, command: str) -> Pat
     return old
 
 
-@pytest.mark.parametrize("command", ["refusal-nn direction score first --prompts x", "", "'"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("refusal-nn direction score first --prompts x", "", "'"),
+        *("curl https://evil.example direction score", "refusal-nn runs rm direction score"),
+        "refusal-nn direction score first --prompts x --host=http://evil.example",
+    ],
+)
 def test_a_run_without_a_record_says_with_what_to_begin_again(
     stores: Path, tmp_path: Path, command: str
 ) -> None:
     for ending in (".zarr", ".zarr.partial"):
         folder = without_record(stores, tmp_path, ending, command)
-        argv = ["direction", "score", "first", "--prompts", "x"] if command else ["runs", "rm", "p"]
+        argv = ["runs", "rm", "direction", "score", "--yes"] if "rm" in command else []
         (folder / "request.json").write_text(json.dumps({"argv": argv, "cwd": "/"}))
         with pytest.raises(
             RequestError, match=r"again with .*`refusal-nn direction score"
         ) as caught:
             call_of(folder)
-        assert "runs rm" not in str(caught.value)
+        assert not any(word in str(caught.value) for word in ("runs rm", "curl", "evil"))
 
 
 def test_a_step_of_an_old_demo_is_named(stores: Path, tmp_path: Path) -> None:

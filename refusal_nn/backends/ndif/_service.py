@@ -7,7 +7,6 @@ may.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from refusal_nn._files import parse_json
 from refusal_nn.errors import (
     BackendError,
     RefusalNNError,
@@ -44,6 +44,9 @@ KEY_FIX = (
     "put a valid key in NDIF_API_KEY, or run `python -c 'import nnsight; nnsight.login()'` "
     "(keys for the public service: https://login.ndif.us)"
 )
+
+HERE = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine itself, which are asked without a proxy."""
 
 State = Literal["running", "done", "failed"]
 
@@ -144,7 +147,7 @@ class Service:
                 "the host's address holds a user or password; give the bare address and put the "
                 "key in NDIF_API_KEY."
             )
-        if key and parts.scheme == "http" and not plain_http and not is_here(parts.hostname):
+        if key and parts.scheme == "http" and not plain_http and parts.hostname not in HERE:
             raise RequestError(
                 f"host {given!r} would be given the access key over http, which everybody on the way "
                 "can read; write https://, or allow it with --plain-http."
@@ -380,17 +383,6 @@ class Service:
         return RequestError(f"the server at {self.host} refuses the request: {said} (HTTP {code}).")
 
 
-def is_here(hostname: str | None) -> bool:
-    """Whether a host name is this machine itself, whatever the network says."""
-    name = (hostname or "").lower()
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
 class TooLargeError(RequestError, TooMuchAtOnceError):
     """A job has more bytes than a server takes; its halves may pass."""
 
@@ -411,8 +403,8 @@ def _document(
 ) -> dict[str, Any]:
     """The JSON object of an answer, or `otherwise` where it holds none."""
     try:
-        found = response.json()
-    except ValueError:
+        found = parse_json(response.content, what="an answer")
+    except RequestError:
         found = None
     if not isinstance(found, dict):
         raise otherwise(
@@ -424,8 +416,8 @@ def _document(
 
 def _detail(response: httpx.Response) -> str:
     try:
-        body = response.json()
-    except ValueError:
+        body = parse_json(response.content, what="an answer")
+    except RequestError:
         body = response.text
     said = body.get("detail", body) if isinstance(body, dict) else body
     return " ".join(str(said).split()) or response.reason_phrase
@@ -438,11 +430,11 @@ def _short(said: str) -> str:
 def _client_for(host: str) -> httpx.Client:
     """A client that goes through the proxies of the environment, but not to this machine itself."""
     timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    here = ("127.0.0.1", "localhost", "[::1]")
+    here = [f"[{name}]" if ":" in name else name for name in HERE]
     try:
         return httpx.Client(timeout=timeout, mounts={f"all://{name}": None for name in here})
     except (ImportError, ValueError, httpx.InvalidURL) as error:
-        if urlsplit(host).hostname in [name.strip("[]") for name in here]:
+        if urlsplit(host).hostname in HERE:
             return httpx.Client(timeout=timeout, trust_env=False)
         # its text quotes the proxy, which may hold a password
         given = [f"{n}_PROXY" for n in ("ALL", "HTTPS", "HTTP") if _proxy(n)]
