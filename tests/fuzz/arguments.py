@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.fuzz.cases import Case
-from tests.fuzz.commands import COMPLETE, PARTIAL, leaves, lines, names, world
+from tests.fuzz.commands import COMPLETE, PARTIAL, cheap, leaves, lines, names, world
 from tests.fuzz.hostile import texts
 
 _LOOSE = (
@@ -100,6 +100,8 @@ def cases(draw: Any) -> Case:
             words[at], words[other] = words[other], words[at]
         else:
             words[:depth] = draw(st.sampled_from(list(leaves()))).split()
+    if words[0] == "demo" and not {"--prompts", "--max-new-tokens"} <= {*words}:
+        words += cheap("demo")  # with all its prompts it takes minutes, as it should
     runs = (*COMPLETE, *PARTIAL) if _names_runs(name) else ()
     files: list[Any] = [*world(*runs), ("make", "pipe", "pipe")]
     return Case("arguments", tuple(_typed(words)), tuple(files))

@@ -67,6 +67,8 @@ def install(folder: str, record: str) -> None:
             if isinstance(flags, int) and flags & _WRITES and path != record:
                 check(event, path, None)
         elif event in _PATHS:
+            if event == "os.mkdir" and os.path.isdir(args[0]):  # noqa: PTH112 - makes nothing
+                return
             for path, at in _PATHS[event]:
                 check(event, args[path], None if at is None else args[at])
         elif event in _PROGRAMS:

@@ -43,6 +43,7 @@ def test_a_case_is_the_same_whenever_it_is_drawn(kind: str) -> None:
         ("os.rename('{outside}/kept', 'mine')", "write"),
         ("urllib.request.urlopen('http://127.0.0.1:9')", "network"),
         ("os.system('true')", "program"),
+        ("os.makedirs('{outside}', exist_ok=True)", ""),
         ("open('mine', 'w'); os.mkdir('folder'); shutil.rmtree('folder')", ""),
     ],
 )
@@ -89,6 +90,7 @@ def test_the_guard_sees_what_reaches_outside(tmp_path: Path, code: str, seen: st
         (SHOW, replace(DONE, code=-24), "burning"),
         (SHOW, replace(DONE, code=-9, blocked=True), "blocked"),
         (SHOW, replace(DONE, notes=[("network", "x")]), "network"),
+        (SHOW, replace(DONE, notes=[("write", "open /elsewhere/x")]), "write: open /elsewhere/x"),
         (SHOW, replace(DONE, before={"home": {}}, after={"home": {".x": "1"}}), "made home/.x"),
         (SHOW, replace(DONE, before={"work": {"a": "1"}}, after={"work": {}}), "removed work/a"),
         (
@@ -126,6 +128,7 @@ def test_what_is_not_allowed_is_told(argv: tuple[str, ...], ended: Ended, word: 
         ),
         (("runs", "verify"), replace(DONE, code=1, stdout=b"x: changed\n")),
         (SHOW, replace(DONE, before={"work": {}}, after={"work": {"stores/x": "1"}})),
+        ((*SHOW, "--stores", "/d"), replace(DONE, code=97, notes=[("write", "os.mkdir /d/x")])),
         (
             (*SHOW, "--stores", "a"),
             replace(DONE, before={"work": {}}, after={"work": {"a/x": "1"}}),

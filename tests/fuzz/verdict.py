@@ -84,7 +84,8 @@ def faults(argv: Sequence[str], config: str, ended: Ended) -> list[str]:
     found += _changes(argv, config, ended)
     if ended.code == 2 and (left := _left(ended)):
         found.append(f"a request that cannot succeed left {left}")
-    if ended.code in (1, 2) and set(argv) <= _LIST and tuple(argv[:2]) == ("runs", "list"):
+    listed = ended.code in (1, 2) and "Usage: " not in err
+    if listed and set(argv) <= _LIST and tuple(argv[:2]) == ("runs", "list"):
         found.append("one bad run ended the list")
     for name, text in (("stdout", out), ("stderr", err)):
         if match := _STEERING.search(_without_json_lines(text) if name == "stdout" else text):
@@ -180,6 +181,10 @@ def _typed(argv: Sequence[str], config: str, what: str, value: str) -> bool:
     words = [*argv, *config.split()]
     if what == "network":
         return "ndif" in words or argv[0] == "remote"
+    if what == "write":  # stopped, but where it was told to be
+        path = value.partition(" ")[2]
+        asked = [o for o in _outputs(argv, config) if o.startswith(("/", ".."))]
+        return any(o.startswith("..") or f"{path}/".startswith(f"{o.rstrip('/')}/") for o in asked)
     return what == "program" and ("dry-run" in words or "fc-list" in value)  # matplotlib's fonts
 
 
