@@ -283,7 +283,8 @@ def _import_everything() -> None:
 
     import torch
 
-    torch.set_num_threads(1)
+    # by OMP_NUM_THREADS: after set_num_threads the first threads of a forked child race for its pool
+    assert torch.get_num_threads() == 1
     import click.testing
 
     import refusal_nn
