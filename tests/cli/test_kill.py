@@ -60,7 +60,11 @@ def content(path: Path) -> dict[str, xr.Dataset]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("kill")
+    return with_files(tmp_path_factory.mktemp("kill"))
+
+
+def with_files(base: Path) -> Path:
+    """A folder with a model and prompts."""
     tiny_module("llama").save_pretrained(base / "tiny-llama")
     tiny_tokenizer().save_pretrained(base / "tiny-llama")
     rows = made_prompts(40).to_rows()

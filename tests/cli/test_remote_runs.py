@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from refusal_nn.backends.ndif._deployments import model_key
 from refusal_nn.cli import cli
+from tests.loopback import Loopback
 
 KEY = "0f0f0f0f-1111-2222-3333-444444444444"
 
 
-class Server:
+class Server(Loopback):
     """Takes jobs and never ends one."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[str, str | None]] = []
         self.jobs = 0
         self.deployed = True
         self.portal = False
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                outer.seen.append((self.path, self.headers.get("ndif-api-key")))
-                data = outer.answer(self.path)
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_POST = do_GET  # noqa: N815 - the base class looks it up by this name
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        super().__init__()
 
     def answer(self, path: str) -> bytes:
         if path.startswith("/response"):
@@ -68,13 +47,8 @@ class Server:
 
 @pytest.fixture
 def servers() -> Iterator[tuple[Server, Server]]:
-    both = Server(), Server()
-    for server in both:
-        threading.Thread(target=server.http.serve_forever, daemon=True).start()
-    yield both
-    for server in both:
-        server.http.shutdown()
-        server.http.server_close()
+    with Server() as here, Server() as other:
+        yield here, other
 
 
 def run(*words: object) -> Result:

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from refusal_nn import store
-from refusal_nn.testing import tiny_module, tiny_tokenizer
-from tests.cli.test_kill import extract, finish
-from tests.directions.conftest import made_prompts
+from tests.cli.test_kill import extract, finish, with_files
 from tests.patience import limit, wait_for
 
 NAME = "killed"
@@ -23,12 +21,7 @@ NAME = "killed"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("signals")
-    tiny_module("llama").save_pretrained(base / "tiny-llama")
-    tiny_tokenizer().save_pretrained(base / "tiny-llama")
-    rows = made_prompts(40).to_rows()
-    (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return base
+    return with_files(tmp_path_factory.mktemp("signals"))
 
 
 def start(folder: Path, *argv: str, before: str = "pass") -> subprocess.Popen[str]:

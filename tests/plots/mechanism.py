@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -301,3 +302,15 @@ def _bounded(name: str, dims: tuple[str, ...], value: Any, half: float) -> dict[
     value = np.asarray(value, dtype=float)
     ends = {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
     return {key: (dims, v) for key, v in ends.items()}
+
+
+RUNS: dict[str, Callable[[], xr.Dataset | xr.DataTree]] = {
+    "patch-positions": positions,
+    "patch-heads": refusal_heads,
+    "attribute-nodes": nodes,
+    "attribute-edges": edges,
+    "circuit-discover": discovered,
+    "circuit-evaluate": evaluated,
+    "circuit-compare": compared,
+}
+"""Runs of how refusal is computed, by analysis."""

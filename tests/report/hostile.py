@@ -51,13 +51,7 @@ def runs() -> dict[str, Callable[[], xr.Dataset | xr.DataTree]]:
         "direction-score": synthetic.score_table,
         "direction-select": synthetic.selection_table,
         "direction-evaluate": lambda: synthetic.evaluation(per_style=4),
-        "patch-positions": mechanism.positions,
-        "patch-heads": mechanism.refusal_heads,
-        "attribute-nodes": mechanism.nodes,
-        "attribute-edges": mechanism.edges,
-        "circuit-discover": mechanism.discovered,
-        "circuit-evaluate": mechanism.evaluated,
-        "circuit-compare": mechanism.compared,
+        **mechanism.RUNS,
     }
 
 

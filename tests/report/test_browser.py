@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
 
 from refusal_nn import report
+from tests.loopback import Loopback
 from tests.report import browser as driven
 from tests.report import hostile
 
@@ -24,34 +22,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Listener:
-    """Every request that reaches this machine's loopback at its port."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.seen.append(self.path)
-                self.send_response(200)
-                self.send_header("Access-Control-Allow-Origin", "*")
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-
 @pytest.fixture(scope="module")
-def listener() -> Iterator[Listener]:
-    made = Listener()
-    threading.Thread(target=made.http.serve_forever, daemon=True).start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+def listener() -> Iterator[Loopback]:
+    with Loopback() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +51,7 @@ class Written:
 
 
 @pytest.fixture(scope="module")
-def pages(listener: Listener) -> list[Written]:
+def pages(listener: Loopback) -> list[Written]:
     """The page of every kind of run, with payloads in every text."""
     long = hostile.payload(listener.url)
     built = [(kind, [kind], long) for kind in hostile.runs()]
@@ -95,7 +69,7 @@ def pages(listener: Listener) -> list[Written]:
 
 
 def test_the_browser_would_tell(
-    chromium: driven.Browser, listener: Listener, tmp_path: Path
+    chromium: driven.Browser, listener: Loopback, tmp_path: Path
 ) -> None:
     page = tmp_path / "acts.html"
     page.write_text(
@@ -106,14 +80,14 @@ def test_the_browser_would_tell(
     assert seen.values == {RAN: "a payload", SCRIPTS: 1}
     assert len(seen.ran) >= 2
     assert {u.rpartition("/")[2] for u in seen.requests} == {"js", "img"}
-    assert sorted(listener.seen) == ["/img", "/js"]
+    assert sorted(asked.path for asked in listener.seen) == ["/img", "/js"]
     listener.seen.clear()
 
 
 @pytest.mark.parametrize("policy", [True, False], ids=["as written", "without its policy"])
 def test_html_of_hostile_runs_is_inert(
     chromium: driven.Browser,
-    listener: Listener,
+    listener: Loopback,
     pages: list[Written],
     tmp_path: Path,
     policy: bool,
@@ -134,7 +108,7 @@ def test_html_of_hostile_runs_is_inert(
 
 
 def test_markdown_of_hostile_runs_is_inert_with_its_figures(
-    chromium: driven.Browser, listener: Listener, pages: list[Written], tmp_path: Path
+    chromium: driven.Browser, listener: Loopback, pages: list[Written], tmp_path: Path
 ) -> None:
     # as a reader that lets raw HTML through
     reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

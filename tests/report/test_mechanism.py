@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -16,15 +15,6 @@ from tests.plots import mechanism
 from tests.report import synthetic
 from tests.report.test_report import ATTACK, parsed
 
-RUNS: dict[str, Callable[[], xr.Dataset | xr.DataTree]] = {
-    "patch-positions": mechanism.positions,
-    "patch-heads": mechanism.refusal_heads,
-    "attribute-nodes": mechanism.nodes,
-    "attribute-edges": mechanism.edges,
-    "circuit-discover": mechanism.discovered,
-    "circuit-evaluate": mechanism.evaluated,
-    "circuit-compare": mechanism.compared,
-}
 SECTIONS = {
     "patch-positions": "Where the decision is",
     "patch-heads": "Refusal heads",
@@ -38,7 +28,7 @@ SECTIONS = {
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    return report.build([make() for make in RUNS.values()])
+    return report.build([make() for make in mechanism.RUNS.values()])
 
 
 def _tables(page: Page, section: str) -> list[Table]:
@@ -71,11 +61,11 @@ def _pictures(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_every_subset_of_runs_makes_a_page(size: int) -> None:
-    for kinds in combinations(RUNS, size):
-        page = report.build([RUNS[k]() for k in kinds])
+    for kinds in combinations(mechanism.RUNS, size):
+        page = report.build([mechanism.RUNS[k]() for k in kinds])
         titles = [s.title for s in page.sections]
         assert [t for t in titles if t in SECTIONS.values()] == [
-            SECTIONS[k] for k in RUNS if k in kinds
+            SECTIONS[k] for k in mechanism.RUNS if k in kinds
         ]
         names = _pictures(page)
         assert len(names) == len(set(names))
@@ -298,7 +288,7 @@ def test_overlap_of_attribution_and_test_pairs_is_called_out() -> None:
 
 def test_text_from_strangers_never_acts() -> None:
     runs = []
-    for make in RUNS.values():
+    for make in mechanism.RUNS.values():
         run = make()
         run.attrs |= {"model": ATTACK, "command": ATTACK, "interval": ATTACK, "method": ATTACK}
         runs.append(run)
@@ -318,7 +308,7 @@ def test_text_from_strangers_never_acts() -> None:
 
 
 def test_the_same_runs_give_the_same_bytes_and_stay_as_they_were() -> None:
-    runs = [make() for make in RUNS.values()]
+    runs = [make() for make in mechanism.RUNS.values()]
     before = [run.copy(deep=True) for run in runs]
     pages = [report.to_html(report.build(runs)) for _ in range(2)]
     assert pages[0] == pages[1]

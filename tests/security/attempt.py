@@ -13,15 +13,14 @@ import resource
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from refusal_nn import store
 from refusal_nn.models import embedded_path
+from tests.loopback import Loopback
 from tests.patience import limit
 
 KEY = "5ec0e7ed-1111-2222-3333-444444444444"
@@ -31,35 +30,17 @@ MEMORY = 8 << 30
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-class Listener:
-    """Everything that is asked of one port of this machine."""
+class Listener(Loopback):
+    """Everything that is asked of one port of this machine, which answers as a server without models."""
 
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-        outer = self
+    def answer(self, path: str) -> bytes:
+        """An empty list of deployments."""
+        return json.dumps({"deployments": {}}).encode()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                outer.heard.append(self.raw_requestline + bytes(self.headers) + body)
-                data = json.dumps({"deployments": {}}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_POST = do_CONNECT = do_GET  # noqa: N815 - the base class looks them up by these names
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+    @property
+    def heard(self) -> list[bytes]:
+        """The requests as they were sent."""
+        return [asked.raw for asked in self.seen]
 
 
 @dataclass

@@ -7,11 +7,9 @@ import io
 import json
 import os
 import pickle
-import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +25,18 @@ from refusal_nn.backends.ndif import _service
 from refusal_nn.errors import BackendError
 from refusal_nn.testing import tiny_module, wrap
 from refusal_nn.tracing import Capture, forward_request, pad, run
+from tests.loopback import Loopback
 from tests.patience import limit
 
 BATCH = pad([[7, 8, 9]], 0)
 
 
-class Server:
+class Server(Loopback):
     """Says of every job that it is done, and gives the same bytes as its result."""
 
     def __init__(self) -> None:
         self.result = b""
-        self.heard: list[tuple[str, str | None]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                outer.heard.append((self.path, self.headers.get("ndif-api-key")))
-                data = outer.answer(self.path)
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_POST = do_GET  # noqa: N815 - the base class looks it up by this name
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        super().__init__()
 
     def answer(self, path: str) -> bytes:
         if path == "/result":
@@ -69,11 +49,8 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    threading.Thread(target=made.http.serve_forever, daemon=True).start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+    with Server() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +196,7 @@ def test_where_a_result_is_kept_is_asked_without_the_key(server: Server, model: 
     model.backend.service.key = "the-key"
     with model.nnsight.trace(BATCH.inputs(), backend=Remote(model, preflight=False)):
         nnsight.save(model.nnsight.model.layers[1].output)
-    heard = dict(server.heard)
+    heard = {asked.path: asked.key for asked in server.seen}
     assert heard["/result"] is None
     assert heard["/request"] == "the-key"
 
