@@ -17,7 +17,22 @@ LARGEST = 2**31 - 1
 """The largest whole number that an option takes, unless it says otherwise."""
 
 
-class Whole(click.IntRange):
+class _Bounded(click.ParamType):
+    """A number that can be computed with: finite, and no further from zero than ``largest``."""
+
+    largest: float = math.inf
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if isinstance(number, float) and not math.isfinite(number):
+            self.fail(f"it is {number}; give a finite number.", param, ctx)
+        if abs(number) > self.largest:
+            self.fail(f"{number:.6g} is too large; give at most {self.largest:.10g}.", param, ctx)
+        return number
+
+
+class Whole(_Bounded, click.IntRange):
     """A whole number within bounds, and no larger than can be counted to; parameters of click's.
 
     Parameters
@@ -30,37 +45,23 @@ class Whole(click.IntRange):
         super().__init__(*args, **more)
         self.largest = largest
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """The number."""
-        return _bounded(self, super().convert(value, param, ctx), self.largest, param, ctx)
 
-
-class Real(click.FloatRange):
+class Real(_Bounded, click.FloatRange):
     """A number within bounds: neither infinite nor NaN; parameters as :class:`Whole`."""
 
     def __init__(self, *args: Any, largest: float = math.inf, **more: Any) -> None:
         super().__init__(*args, **more)
         self.largest = largest
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """The number."""
-        return _bounded(self, super().convert(value, param, ctx), self.largest, param, ctx)
 
-
-class AnyWhole(type(click.INT)):  # type: ignore[misc]
+class AnyWhole(_Bounded, type(click.INT)):  # type: ignore[misc]
     """A whole number of either sign, as :class:`Whole`."""
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The number."""
-        return _bounded(self, super().convert(value, param, ctx), LARGEST, param, ctx)
+    largest = LARGEST
 
 
-class AnyReal(type(click.FLOAT)):  # type: ignore[misc]
+class AnyReal(_Bounded, type(click.FLOAT)):  # type: ignore[misc]
     """A number that is neither infinite nor NaN."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The number."""
-        return _bounded(self, super().convert(value, param, ctx), math.inf, param, ctx)
 
 
 class Folder(click.Path):
@@ -97,14 +98,6 @@ class NewFile(click.Path):
         if not path.name:
             self.fail(f"{quoted(path)} is no file; choose another.", param, ctx)
         return path
-
-
-def _bounded(kind: click.ParamType, value: Any, largest: float, param: Any, ctx: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        kind.fail(f"it is {value}; give a finite number.", param, ctx)
-    if abs(value) > largest:
-        kind.fail(f"{value:.6g} is too large; give at most {largest:.10g}.", param, ctx)
-    return value
 
 
 def _free(kind: click.ParamType, path: Path, param: Any, ctx: Any) -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import click
 
+from refusal_nn._files import is_unicode
+
 
 def check_words(words: Sequence[str]) -> None:
     """Refuse words that hold a NUL byte, are not UTF-8, or are empty.
@@ -29,6 +31,6 @@ def fault(word: str) -> str | None:
     """What makes a text unfit for a name, a path or a record; None if nothing does."""
     if "\0" in word:
         return "holds a NUL byte"
-    if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
+    if not is_unicode(word):
         return "is not UTF-8"
     return None

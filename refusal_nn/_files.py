@@ -148,7 +148,7 @@ def check_plain(
         inner: list[Any] = []
         for item in level:
             if isinstance(item, str):
-                if not item.isascii() and any("\ud800" <= c <= "\udfff" for c in item):
+                if not is_unicode(item):
                     raise error(
                         f"{what} holds text that is not Unicode (half of a surrogate pair)."
                     )
@@ -159,6 +159,14 @@ def check_plain(
         level = inner
     if level:
         raise error(f"{what} is nested too deeply (more than {depth} levels).")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no half of a surrogate pair.
+
+    Names of files that are not UTF-8 come as such halves.
+    """
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def quoted(path: str | os.PathLike[str]) -> str:

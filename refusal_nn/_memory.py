@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def total_memory(device: torch.device | str = "cpu") -> int | None:
@@ -15,16 +17,22 @@ def total_memory(device: torch.device | str = "cpu") -> int | None:
     ----------
     device : torch.device or str
     """
-    device = torch.device(device)
-    if device.type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    if device.type != "cpu":
-        return None
+    kind = str(device).partition(":")[0]
+    if kind == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(device).total_memory)
+    installed = installed_memory() if kind == "cpu" else None
+    return None if installed is None else installed + _swap()
+
+
+def installed_memory() -> int | None:
+    """Bytes of memory of this machine, swap left out; None where the system does not say."""
     try:
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
-    return installed + _swap()
 
 
 def gigabytes(n: int) -> str:

@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 # May be imported where torch is not installed.
 TORCH_FREE = (
-    *("errors", "_lazy", "_terminal", "_files", "_signature", "_analyses"),
+    *("errors", "_lazy", "_terminal", "_files", "_memory", "_signature", "_analyses"),
     *("store", "prompts", "judges", "stats"),
 )
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 200
 """Most characters: the names of a run's folders and drafts are longer, and 255 bytes are allowed."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a run may be called, endings aside."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Keeping:
     def __post_init__(self) -> None:
         # no separators: a run lies in the folder of runs, where `runs list` sees it
         if self.name is not None and (
-            not _NAME.fullmatch(self.name) or self.name.endswith((".zarr", ".partial"))
+            not NAME.fullmatch(self.name) or self.name.endswith((".zarr", ".partial"))
         ):
             raise RequestError(
                 f"{quoted(self.name)} cannot be the name of a run; use letters, digits, '.', '_' and '-', "

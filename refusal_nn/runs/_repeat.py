@@ -23,7 +23,7 @@ from refusal_nn.errors import InterventionError, PromptError, RequestError, Stor
 from refusal_nn.models import BACKENDS, DTYPES, EMBEDDED, Model, load_model
 from refusal_nn.runs._analysis import declared_by
 from refusal_nn.runs._call import FORMAT
-from refusal_nn.runs._keeping import Keeping
+from refusal_nn.runs._keeping import NAME, Keeping
 from refusal_nn.runs._record import record
 from refusal_nn.runs._results import open_run, same_model
 from refusal_nn.runs._values import NotOneError, decoded
@@ -31,7 +31,6 @@ from refusal_nn.runs._values import NotOneError, decoded
 if TYPE_CHECKING:
     from refusal_nn.store import Run
 
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REVISION = re.compile(r"[\w][\w./-]{0,199}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _DEVICES = ("cpu", "cuda")
@@ -216,7 +215,7 @@ def recorded_model(run: str, name: str, kind: str = "", *, trusted: bool = False
             f"run {run!r} was made with model {_short(name)}, and whose code --trust-remote-code runs is "
             "for you to say; name the model with --model."
         )
-    if _PLAIN.fullmatch(name) and Path(name).is_dir():
+    if NAME.fullmatch(name) and Path(name).is_dir():
         return name  # a folder here that is called so; its weights are compared with the run's
     if kind != "folder" and is_hub_id(name):
         if not Path(name).exists():
@@ -343,7 +342,7 @@ def _is_entries(found: Any) -> bool:
         isinstance(entry, dict)
         and set(entry) == {"run", "hash"}
         and all(isinstance(value, str) for value in entry.values())
-        and _PLAIN.fullmatch(entry["run"])
+        and NAME.fullmatch(entry["run"])
         and _HASH.fullmatch(entry["hash"])
         for entry in found
     )

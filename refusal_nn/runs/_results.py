@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from refusal_nn import store
+from refusal_nn._files import kind_at
 from refusal_nn.errors import RequestError
 from refusal_nn.runs._used import USED
-from refusal_nn.store._names import is_folder
 from refusal_nn.store._reading import reading
 from refusal_nn.store._write import load_small
 
@@ -118,7 +118,7 @@ def open_run(
         If its files do not match its manifest.
     """
     path = store.run_path(stores, name)
-    if is_folder(name):
+    if kind_at(name) == "folder":
         path = Path(name)
     run = replace(store.find_run(path), chunks=chunks)
     if run.state == "damaged":

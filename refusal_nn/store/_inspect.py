@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from refusal_nn._files import MAX_DEPTH, check_plain, parse_json, quoted, read_bytes
+from refusal_nn._files import MAX_DEPTH, check_plain, is_unicode, parse_json, quoted, read_bytes
 from refusal_nn.errors import StoreError
 from refusal_nn.store._names import run_name
 from refusal_nn.store._nodes import (
@@ -90,7 +90,7 @@ def files(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             raise UnsoundError(f"it holds more than {_MOST_FILES} files")
         for entry in entries:
             inner = f"{at}{entry.name}"
-            if not entry.name.isascii() and any("\ud800" <= c <= "\udfff" for c in entry.name):
+            if not is_unicode(entry.name):
                 raise UnsoundError(f"the name {quoted(inner)} is not UTF-8")
             if entry.is_symlink():
                 raise UnsoundError(f"{quoted(inner)} is a link, and a run holds none")

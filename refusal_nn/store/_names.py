@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable
 from pathlib import Path
 
 from refusal_nn._files import quoted
@@ -14,23 +12,6 @@ _MOST_BYTES = 255 - len(".") - len("..zarr.partial-0000000000")
 """Of a name: file systems hold 255 bytes, and the folder a run is begun in has the longest one."""
 _MOST_OF_PATH = 4096 - 512
 """Bytes of a path to a run, which has files inside."""
-
-
-def is_folder(path: str | Path) -> bool:
-    """As :meth:`Path.is_dir`, which raises over a name that is too long or may not be looked at."""
-    return _is(path, stat.S_ISDIR)
-
-
-def is_file(path: str | Path) -> bool:
-    """As :meth:`Path.is_file`, for any name."""
-    return _is(path, stat.S_ISREG)
-
-
-def _is(path: str | Path, kind: Callable[[int], bool]) -> bool:
-    try:
-        return kind(Path(path).stat().st_mode)
-    except (OSError, ValueError):
-        return False
 
 
 def run_name(folder: str | Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import xarray as xr
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
 
+from refusal_nn._memory import installed_memory
 from refusal_nn.errors import RefusalNNError, StoreError
 from refusal_nn.store._inspect import inspect
 from refusal_nn.store._names import run_name
@@ -97,8 +97,8 @@ def load(tree: xr.DataTree, name: str) -> xr.DataTree:
         If it cannot be read, or is larger than the memory of this machine.
     """
     wanted = sum(v.nbytes for node in tree.subtree for v in node.dataset.variables.values())
-    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if wanted > held:
+    held = installed_memory()
+    if held is not None and wanted > held:
         raise StoreError(
             f"run {name!r} would take {wanted / 2**30:,.0f} GiB, and this machine has "
             f"{held / 2**30:,.0f} GiB of memory; open it with Run.open and read a part."

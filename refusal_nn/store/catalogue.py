@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from refusal_nn._files import quoted
+from refusal_nn._files import kind_at, quoted
 from refusal_nn._terminal import one_line
 from refusal_nn.errors import StoreError
 from refusal_nn.store._inspect import NODE, refusal, root_attrs
-from refusal_nn.store._names import is_file, is_folder, run_name
+from refusal_nn.store._names import run_name
 from refusal_nn.store.manifest import NAME as MANIFEST
 from refusal_nn.store.manifest import Verification, locate, progress_text, run_hash, verify
 from refusal_nn.store.provenance import unlike
@@ -315,7 +315,7 @@ def open_runs(folder: str | Path = "stores") -> Catalogue:
         if state is None or name in found or entry.startswith("."):
             continue
         path = folder / entry
-        if not (kinds[entry] or (kinds[entry] is None and is_folder(path))):
+        if not (kinds[entry] or (kinds[entry] is None and kind_at(path) == "folder")):
             continue
         run = _run(name, path, state)
         if run.state == "complete" and "fingerprint" not in run.attrs:
@@ -340,7 +340,7 @@ def find_run(path: str | Path) -> Run:
 def _run(name: str, path: Path, state: str) -> Run:
     """A run as its root says it is."""
     attrs, reason = root_attrs(path)
-    ours = "fingerprint" in attrs or is_file(path / MANIFEST)
+    ours = "fingerprint" in attrs or kind_at(path / MANIFEST) == "file"
     if not reason and ours:
         reason = unlike(attrs)
         if not reason and "fingerprint" not in attrs:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refusal_nn._files import parse_json, quoted
+from refusal_nn._files import kind_at, parse_json, quoted
 from refusal_nn.errors import StoreError, VerificationError
 from refusal_nn.store._attrs import canonical
 from refusal_nn.store._inspect import files, inspect, own_bytes, root_attrs
-from refusal_nn.store._names import check_name, is_file, is_folder, run_name
+from refusal_nn.store._names import check_name, run_name
 from refusal_nn.store._nodes import UnsoundError
 
 NAME = "manifest.json"
@@ -131,7 +131,7 @@ def locate(path: str | Path) -> Path:
     partial = path.with_name(f"{base}.zarr.partial")
     order = [partial] if path.name.endswith(".partial") else [complete, partial]
     for folder in order:
-        if is_folder(folder):
+        if kind_at(folder) == "folder":
             if folder == complete and not is_run(folder):
                 reason = root_attrs(folder)[1] or "its root lacks the attrs that every run has"
                 raise StoreError(
@@ -146,7 +146,7 @@ def locate(path: str | Path) -> Path:
 
 def is_run(folder: Path) -> bool:
     """Whether a directory is a finished run, or was before its root metadata were damaged."""
-    return "fingerprint" in read_attrs(folder) or is_file(folder / NAME)
+    return "fingerprint" in read_attrs(folder) or kind_at(folder / NAME) == "file"
 
 
 def read_attrs(folder: Path) -> dict[str, Any]:

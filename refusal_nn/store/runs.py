@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from refusal_nn._files import kind_at
 from refusal_nn.errors import StoreError
 from refusal_nn.store._disk import writing
 from refusal_nn.store._lock import Lock
-from refusal_nn.store._names import is_file, run_name
+from refusal_nn.store._names import run_name
 from refusal_nn.store._partial import ATTEMPTS, REQUEST
 from refusal_nn.store.catalogue import find_run
 from refusal_nn.store.manifest import locate, read_attrs, run_hash, stage_progress
@@ -101,7 +102,7 @@ def remove(path: str | Path) -> Path:
         raise StoreError(f"{str(folder)!r} is a link; remove what it points to by its own name.")
     if folder.name.endswith(".partial"):
         # empty: killed while being made by an older process; anything else must look like a run
-        marked = any(is_file(folder / name) for name in (REQUEST, ATTEMPTS))
+        marked = any(kind_at(folder / name) == "file" for name in (REQUEST, ATTEMPTS))
         if any(folder.iterdir()) and not marked and not read_attrs(folder):
             raise StoreError(f"{str(folder)!r} is not a run of refusal_nn; remove it by hand.")
         with writing(folder):
