@@ -87,7 +87,7 @@ def test_a_signal_while_all_is_imported_and_loaded_ends_it(folder: Path, after: 
     process.send_signal(signal.SIGTERM)
     returned, out, err = ended(process)
     assert (returned, out) == (143, "")
-    assert err.startswith("Error: terminated. Finished batches are kept")
+    assert err.startswith("Error: terminated. If a run was begun, its finished batches are kept")
     assert err.count("\n") == 1
 
 
