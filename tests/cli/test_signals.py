@@ -17,6 +17,12 @@ from tests.cli.test_kill import extract, finish, with_files
 from tests.patience import limit, wait_for
 
 NAME = "killed"
+WAITS_AFTER_A_BATCH = (
+    "import time, refusal_nn.store.run_recorder as recorder; told = recorder.report; "
+    "recorder.report = lambda at, stage, done, n: (told(at, stage, done, n), "
+    "done == 1 and time.sleep(600))"
+)
+"""A run that has written its first batch, and is amid the batches until it is ended."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def test_a_signal_amid_the_batches_keeps_them_and_the_run_goes_on(
     folder: Path, number: signal.Signals, code: int, kind: str
 ) -> None:
     stores = f"stores-{kind}"
-    process = start(folder, *extract(stores), "--json")
+    process = start(folder, *extract(stores), "--json", before=WAITS_AFTER_A_BATCH)
     wait_for_a_batch(process, folder, stores)
     process.send_signal(number)
     returned, out, err = ended(process)
