@@ -25,6 +25,20 @@ WAITS_AFTER_A_BATCH = (
 """A run that has written its first batch, and is amid the batches until it is ended."""
 
 
+WAITS_AMID_A_WRITE = (
+    "import asyncio, zarr.storage, refusal_nn.store.run_recorder as recorder\n"
+    "told, write = recorder.report, zarr.storage.LocalStore.set\n"
+    "async def wait(*_, **__):\n"
+    "    print('writing', file=sys.stderr, flush=True)\n"
+    "    await asyncio.sleep(600)\n"
+    "def report(at, stage, done, n):\n"
+    "    told(at, stage, done, n)\n"
+    "    if done == 1: zarr.storage.LocalStore.set = wait\n"
+    "recorder.report = report\n"
+)
+"""A run whose second batch never gets written: zarr's loop is amid it when the process is ended."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_files(tmp_path_factory.mktemp("signals"))
@@ -34,7 +48,7 @@ def start(folder: Path, *argv: str, before: str = "pass") -> subprocess.Popen[st
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     # a shell gives what it runs in the background a Ctrl-C that is ignored
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{heard}; import conftest, sys; from refusal_nn.cli import main; {before}; main()"
+    code = f"{heard}; import conftest, sys; from refusal_nn.cli import main\n{before}\nmain()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *argv],
         cwd=folder,
@@ -81,6 +95,24 @@ def test_a_signal_amid_the_batches_keeps_them_and_the_run_goes_on(
     if number == signal.SIGTERM:
         finish(folder, *extract(stores), "--resume")
         store.verify(folder / stores / f"{NAME}.zarr")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_amid_a_write_ends_with_its_own_sentence_alone(
+    folder: Path, number: signal.Signals
+) -> None:
+    process = start(folder, *extract(f"stores-write-{number}"), before=WAITS_AMID_A_WRITE)
+    assert process.stderr is not None
+    while process.stderr.readline() != "writing\n":
+        assert process.poll() is None
+    process.send_signal(number)
+    returned, out, err = ended(process)
+    assert (returned, out) == (128 + number, "")
+    said = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert [line for line in err.splitlines() if line.strip("\r ")][-1].startswith(
+        f"Error: {said}."
+    )
+    assert "asyncio" not in err
 
 
 @pytest.mark.parametrize("after", [0.3, 1.2, 2.5])
