@@ -101,6 +101,9 @@ class Root(Page, click.Group):
             raise
         except (Exception, KeyboardInterrupt) as error:
             log_ending(error)
+            if isinstance(error, KeyboardInterrupt) or _signals.terminated():
+                # at the exit zarr's loop would complain of each write that is left
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
             asked = STDOUT in ctx.meta or wants_json(self, ctx, ctx.meta[ARGV])
             raise Ended(error, as_json=asked and PRINTED not in ctx.meta) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from types import FrameType
 
@@ -34,6 +33,4 @@ def _end(number: int, frame: FrameType | None) -> None:
     _got.append(number)
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)
-    # what zarr was writing stays unwritten; at the exit its loop would complain of each such task
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

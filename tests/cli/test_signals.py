@@ -23,11 +23,9 @@ WAITS_AFTER_A_BATCH = (
     "done == 1 and time.sleep(600))"
 )
 """A run that has written its first batch, and is amid the batches until it is ended."""
-
-
 WAITS_AMID_A_WRITE = (
     "import asyncio, zarr.storage, refusal_nn.store.run_recorder as recorder\n"
-    "told, write = recorder.report, zarr.storage.LocalStore.set\n"
+    "told = recorder.report\n"
     "async def wait(*_, **__):\n"
     "    print('writing', file=sys.stderr, flush=True)\n"
     "    await asyncio.sleep(600)\n"
