@@ -77,9 +77,9 @@ def remote_jobs(host: str | None, plain_http: bool, stores: Path) -> None:
     for run in open_runs(stores).select(state="partial"):
         try:
             jobs += [
-                asked.row(run.name, s, e)
-                for s, of in job_ledgers(run.path).items()
-                for e in of.jobs
+                asked.row(run.name, stage, entry)
+                for stage, ledger in job_ledgers(run.path).items()
+                for entry in ledger.jobs
             ]
         except StoreError as error:
             unread.append(str(error))
@@ -102,15 +102,18 @@ class _Host:
             "state": self.state_of(entry),
             "batches": len(entry["batches"]),
             "minutes": round((time.time() - entry["submitted"]) / 60, 1),
-            "host": entry["host"],
+            "host": entry.get("host", ""),
         }
 
     def state_of(self, entry: dict[str, Any]) -> str:
         """The server's word on a job that is under way, else how it ended."""
         if entry["state"] != "submitted":
             return {"done": "collected"}.get(entry["state"], entry["state"])
-        if entry["host"] != self.service.host:
-            return f"not asked: name its server with --host {entry['host']}"
+        host = entry.get("host")
+        if not host:
+            return "not asked: its record names no server"
+        if host != self.service.host:
+            return f"not asked: name its server with --host {host}"
         if self.failed:
             return self.failed
         try:

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +129,9 @@ def load_again(call: Call, name: str | None = None, **loading: Any) -> Model | N
         Where the model is now; must be given where it was a folder.
     **loading
         Keywords of :func:`refusal_nn.load_model` that no run decides: ``trust_remote_code``, ``host``,
-        ``plain_http``, ``limits``, ``detach``; ``chat_template`` where it was a file; ``device`` where
-        another of the same type is meant.
+        ``plain_http``, ``limits``, ``detach``, ``revision``; ``chat_template`` where it was a file;
+        ``device`` where another of the same type is meant; ``attn_implementation`` where it was neither
+        ``sdpa`` nor ``eager``, the only ones that are taken from a run.
 
     Raises
     ------
@@ -178,8 +180,9 @@ def _device_of(call: Call, asked: str | None) -> str | None:
     begun = call.model["device"]
     if begun not in _DEVICES:  # a server's
         return asked
-    kind = "cuda" if asked == "auto" else (asked or begun).partition(":")[0]
-    here = kind != "cuda" or torch.cuda.is_available()
+    gpu = torch.cuda.is_available()
+    kind = ("cuda" if gpu else "cpu") if asked == "auto" else (asked or begun).partition(":")[0]
+    here = kind != "cuda" or gpu
     if call.path.name.endswith(".partial") and (kind != begun or not here):
         raise RequestError(
             f"run {call.run!r} was begun on {begun}, and its batches are only put together with others "
@@ -302,7 +305,7 @@ class _Inputs:
             return self.given[entry["hash"]]
         name = entry["run"]
         named = [folder / f"{name}.zarr" for folder in self.folders]
-        for place in [*named, *self._others()]:
+        for place in self._places(named):
             if place.is_dir() and _hash_at(place) == entry["hash"]:
                 return open_run(place.parent, place)
         where = " or ".join(repr(str(folder)) for folder in self.folders)
@@ -315,10 +318,14 @@ class _Inputs:
             "hash; put it there, or name it with --input."
         )
 
-    def _others(self) -> Iterator[Path]:
-        for folder in self.folders:
-            if folder.is_dir():
-                yield from (run.path for run in store.open_runs(folder) if run.state == "complete")
+    def _places(self, named: Sequence[Path]) -> Iterator[Path]:
+        yield from named
+        yield from self._others  # only where no run of the name is the one
+
+    @cached_property
+    def _others(self) -> list[Path]:
+        there = (store.open_runs(folder) for folder in self.folders if folder.is_dir())
+        return [run.path for runs in there for run in runs if run.state == "complete"]
 
 
 def _hash_at(place: Path) -> str:
@@ -361,10 +368,7 @@ def _is_model(found: Any) -> bool:
         and found["dtype"] in DTYPES
         and found["backend"] in BACKENDS
         and found["chat_template"] in (None, "raw", "file")
-        and (
-            found["revision"] is None
-            or (isinstance(found["revision"], str) and bool(_REVISION.fullmatch(found["revision"])))
-        )
+        and (found["revision"] is None or bool(_REVISION.fullmatch(found["revision"])))
     )
 
 

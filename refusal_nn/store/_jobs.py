@@ -165,6 +165,7 @@ def _is_job(value: Any) -> bool:
         isinstance(value, dict)
         and all(type(value.get(key)) is kind for key, kind in _FACTS.items())
         and type(value.get("submitted")) in (int, float)
+        and 0 <= value["submitted"] < 1 << 40
         and value["state"] in _STATES
         and all(type(b) is int and 0 <= b < 1 << 40 for b in value["batches"])
         and all(type(value.get(key, 0)) is int for key in ("sent", "received"))

@@ -177,3 +177,25 @@ def test_what_is_for_runs_at_a_server_is_refused_for_others(left) -> None:
     refused = resume(left)
     assert refused.exit_code == 2
     assert "--detach is for runs with --backend ndif" in refused.output
+
+
+@pytest.mark.parametrize("when", ["1e400", "1" + "0" * 400, "-1"])
+def test_a_ledger_of_another_time_costs_the_list_of_jobs_a_notice(servers, left, when: str) -> None:
+    (file,) = (left / "d.zarr.partial").glob("*.jobs.json")
+    (job,) = json.loads(file.read_text())
+    file.write_text(json.dumps([{**job, "submitted": "WHEN"}]).replace('"WHEN"', when))
+    done = run("remote", "jobs", "--stores", left)
+    assert done.exit_code == 0, done.output
+    assert "jobs.json" in done.output
+    assert "no jobs under way" in done.output
+
+
+def test_a_job_without_a_server_is_listed_and_nobody_is_asked(servers, left) -> None:
+    (file,) = (left / "d.zarr.partial").glob("*.jobs.json")
+    (job,) = json.loads(file.read_text())
+    del job["host"]
+    file.write_text(json.dumps([job]))
+    done = run("remote", "jobs", "--stores", left, "--json")
+    (listed,) = json.loads(done.stdout)
+    assert (listed["host"], listed["state"]) == ("", "not asked: its record names no server")
+    assert servers[1].seen == []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import refusal_nn as rn
@@ -18,6 +20,7 @@ from refusal_nn.attribution import Metric
 from refusal_nn.errors import PromptError, RequestError, StoreError
 from refusal_nn.runs import call_of, load_again, recorded_model, repeat
 from refusal_nn.runs._call import encoded
+from refusal_nn.runs._repeat import _device_of
 from refusal_nn.runs._values import fits
 
 
@@ -201,6 +204,20 @@ def test_a_partial_run_goes_on_on_its_own_device_type(stores: Path, tmp_path: Pa
     for asked in (None, "cpu"):
         with pytest.raises(RequestError, match="go on on a machine with cuda"):
             load_again(call_of(tmp_path / "evil"), device=asked)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "here", "elsewhere"), [(False, "cpu", "cuda"), (True, "cuda", "cpu")]
+)
+def test_auto_is_the_device_there_is(
+    stores: Path, tmp_path: Path, monkeypatch: Any, gpu: bool, here: str, elsewhere: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    changed(stores, tmp_path, of_model(device=here))
+    call = call_of(tmp_path / "evil")
+    assert _device_of(call, "auto") == "auto"
+    with pytest.raises(RequestError, match=f"go on on a machine with {elsewhere}"):
+        _device_of(replace(call, model={**(call.model or {}), "device": elsewhere}), "auto")
 
 
 def test_the_attention_kernel_of_the_first_attempt_is_used_again(tmp_path: Path) -> None:
